@@ -1,0 +1,130 @@
+"""Settings: every `FS_*` variable of the environment, read once into one frozen object."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from featurestore.errors import ConfigError, near_matches
+
+PREFIX = "FS_"
+EMBEDDED = "embedded"
+"""The value of `FS_KAFKA` and `FS_REDIS` that starts the part inside the process group."""
+
+_log = logging.getLogger(__name__)
+
+_PASSWORD = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^:@/\s]*):[^/\s]*@", re.IGNORECASE)
+_BROKER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:,/@\[\]]+):(?P<port>\d{1,5})")
+
+
+def redact(text: str) -> str:
+    """`text` with the password of every URL in it replaced by `***`."""
+    return _PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
+
+
+def _brokers(text: str) -> str:
+    if text == EMBEDDED:
+        return text
+    for part in text.split(","):
+        match = _BROKER.fullmatch(part.strip())
+        if match is None or not 0 < int(match["port"]) < 65536:
+            raise ValueError("expected host:port, several of them with commas, or 'embedded'")
+    return ",".join(part.strip() for part in text.split(","))
+
+
+def _redis_url(text: str) -> str:
+    if text == EMBEDDED or re.match(r"(redis|rediss|unix)://.", text):
+        return text
+    raise ValueError("expected redis://host:port/db, rediss://…, unix:///path or 'embedded'")
+
+
+class Settings(BaseSettings):
+    """What the environment says. Field `x` is the variable `FS_X`; an empty variable counts as absent."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    kafka: Annotated[str, AfterValidator(_brokers)] = Field(
+        "127.0.0.1:9092", description="Bootstrap servers, as host:port,host:port; `embedded` for development."
+    )
+    redis: Annotated[str, AfterValidator(_redis_url)] = Field(
+        "redis://127.0.0.1:6379/0", description="URL of the online store; `embedded` for development."
+    )
+    lake: str = Field("lake", description="Directory or object-store URL of the lake and the registry.")
+    definitions: str = Field("", description="Module or .py file of the definitions that `plan` and `apply` take.")
+    schemas: Path | None = Field(None, description="Directory of event contracts; default `schemas/` beside them.")
+    compute: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where kernels run; `gpu` fails without one.")
+    log: Literal["json", "console"] = Field("json", description="Form of the log lines on stderr.")
+    project: str = Field(
+        "fs",
+        pattern=r"^[a-z][a-z0-9-]{0,31}$",
+        description="Prefix of consumer groups, Redis keys and shuffle topics: two projects can share the parts.",
+    )
+    lake_interval_seconds: float = Field(
+        5.0, ge=0.05, le=3600, description="Events are appended to the lake at least this often."
+    )
+    batch_records: int = Field(
+        10_000, ge=1, le=1_000_000, description="Most records that a lane takes from Kafka at a time."
+    )
+    state_bytes: ByteSize = Field(
+        ByteSize(1 << 30), ge=1 << 20, description="Memory for a worker's state arrays, as 1GiB; the coldest go first."
+    )
+    stop_share: float = Field(
+        0.5, gt=0, le=1, description="Share of dead letters in the last records that stops a partition."
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the read API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the read API listens on; 0 takes a free one.")
+    shuffle_partitions: int = Field(
+        0, ge=0, le=4096, description="Partitions of a new shuffle topic; 0 takes the source topic's number."
+    )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Without the passwords of URLs, since settings end up in logs and tracebacks."""
+        for name, value in super().__repr_args__():
+            yield name, redact(value) if isinstance(value, str) else value
+
+
+def variable(field: str) -> str:
+    """The environment's name of a field."""
+    return PREFIX + field.upper()
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """`FS_*` names in `environ` that no setting has, each with what may have been meant."""
+    known = [variable(field) for field in Settings.model_fields]
+    return {
+        name: near_matches(name, known)
+        for name in sorted(environ)
+        if name.upper().startswith(PREFIX) and name.upper() not in known
+    }
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment; `overrides` (by field name, not None) win, as flags of a command do.
+
+    Unknown `FS_*` variables are logged as warnings, since a typing error there is a silent outage otherwise.
+    Raises ConfigError that names every variable that is wrong.
+    """
+    for name, near in unknown_variables(os.environ).items():
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        _log.warning("unknown environment variable %s%s", name, guess)
+    given = {field: value for field, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise _config_error(error) from None
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    faults = [(variable(str(e["loc"][0])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+    names = {name for name, _ in faults}
+    hint = "`featurestore doctor` checks every part"
+    if os.environ.get("FS_PORT", "").startswith("tcp://"):
+        hint = "Kubernetes sets FS_PORT for a service that is named `fs`: use enableServiceLinks: false"
+    return ConfigError("; ".join(f"{n}: {what}" for n, what in faults), hint=hint, field=", ".join(sorted(names)))

@@ -1,0 +1,144 @@
+"""Metrics and logs: every metric object of the package, and the only importer of prometheus_client and structlog.
+
+Labels come from definitions (views, services, topics) and fixed vocabularies, never from entity ids, so that their
+number is bounded. Units are seconds, bytes and records.
+"""
+
+import logging
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, TextIO, cast
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from structlog.typing import EventDict, Processor
+
+from featurestore.config import redact
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+REGISTRY = CollectorRegistry()
+"""Our own, so that a host application's metrics and Faust's stay apart from these."""
+ProcessCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+_FAST = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0)
+_DELAY = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+_APPEND = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+EVENTS = Counter(
+    "fs_events_total",
+    "Events of a source by what became of them in a view: applied, duplicate, late, dead_lettered or filtered.",
+    ("source", "view", "outcome"),
+    registry=REGISTRY,
+)
+DEAD_LETTERS = Counter(
+    "fs_dead_letters_total",
+    "Records that broke their contract, by reason code.",
+    ("topic", "reason"),
+    registry=REGISTRY,
+)
+CONSUMER_LAG = Gauge(
+    "fs_consumer_lag_records", "Records not yet taken from a partition.", ("topic", "partition"), registry=REGISTRY
+)
+VISIBLE_DELAY = Histogram(
+    "fs_visible_delay_seconds",
+    "From an event's append to its topic until its effect can be read online.",
+    ("view",),
+    buckets=_DELAY,
+    registry=REGISTRY,
+)
+LOOKUP_DURATION = Histogram(
+    "fs_lookup_duration_seconds",
+    "Lookups as the server sees them.",
+    ("service",),
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+LOOKUPS = Counter("fs_lookups_total", "Lookups by outcome.", ("service", "outcome"), registry=REGISTRY)
+STORE_DURATION = Histogram(
+    "fs_store_duration_seconds", "Round trips to the online store.", ("op",), buckets=_FAST, registry=REGISTRY
+)
+REGISTRY_REVISION = Gauge("fs_registry_revision", "The registry revision in use.", registry=REGISTRY)
+WAITING_FOR = Gauge(
+    "fs_waiting_for", "1 while work waits for a part: kafka, redis or lake.", ("part",), registry=REGISTRY
+)
+PARTITION_STOPPED = Gauge(
+    "fs_partition_stopped",
+    "1 while a partition is stopped and a person is needed.",
+    ("topic", "partition", "reason"),
+    registry=REGISTRY,
+)
+STATE_ENTITIES = Gauge("fs_state_entities", "Entities in a worker's state arrays.", ("view",), registry=REGISTRY)
+LAKE_APPEND = Histogram(
+    "fs_lake_append_seconds", "One transaction of a lake table.", ("table",), buckets=_APPEND, registry=REGISTRY
+)
+
+
+def package_version() -> str:
+    try:
+        return version("featurestore")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+Info("fs_build", "What is running.", registry=REGISTRY).info(
+    {"version": package_version(), "python": ".".join(map(str, sys.version_info[:3]))}
+)
+
+
+def exposition() -> bytes:
+    """All metrics of this process in Prometheus' text format, of type CONTENT_TYPE."""
+    return generate_latest(REGISTRY)
+
+
+def _without_passwords(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    return {key: redact(value) if isinstance(value, str) and "://" in value else value for key, value in event.items()}
+
+
+_SHARED: tuple[Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.ExtraAdder(),
+    structlog.stdlib.PositionalArgumentsFormatter(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+)
+
+_RENDER: dict[str, tuple[Processor, ...]] = {
+    "json": (structlog.processors.format_exc_info, _without_passwords, structlog.processors.JSONRenderer()),
+    "console": (_without_passwords, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)),
+}
+
+
+def setup_logging(mode: Literal["json", "console"], *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Every log line of the process, ours and the libraries', to `stream` (stderr): stdout is for data.
+
+    Replaces the root logger's handlers. Passwords in URLs are masked.
+    """
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=_SHARED,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_RENDER[mode]],
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger that takes an event and its facts: `log.info("lane started", topic=topic)`.
+
+    It works through the standard library's logger of the same name, and leaves structlog's own configuration alone.
+    """
+    wrapped = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    return cast(structlog.stdlib.BoundLogger, wrapped)
