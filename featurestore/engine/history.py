@@ -1,0 +1,197 @@
+"""Exact values from raw events at any instants: the offline path, and the model's answer to "what was it then".
+
+Events are sorted once by (entity, event time, seq); a window is then a range of rows, and each aggregate answers all
+ranges at once: ends by position, sketches by collecting registers, everything else by the segment tree over `merge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.definitions.compiled import CompiledAggregate, CompiledView
+from featurestore.engine.array import ragged
+from featurestore.engine.columns import NEVER, EventBatch, FeatureColumn, StringPool
+from featurestore.engine.gather import concerned, events_of, leaves_of, take_leaves
+from featurestore.engine.layout import Layout, Stored, layout_of
+from featurestore.engine.operations import OPERATIONS
+from featurestore.engine.partials import Events, Partial
+from featurestore.engine.reduce import State, over_ranges
+from featurestore.engine.windows import Instants, finish, with_derived
+
+MAX_COLLECTED = 4_000_000
+"""Events gathered at once for operations that look at each event of a window, so that memory stays bounded."""
+
+
+def evaluate_history(view: CompiledView, events: EventBatch, keys: pa.Array, at: np.ndarray) -> list[FeatureColumn]:
+    """Every feature of the view, in its order, for entity `keys[i]` (canonical, null allowed) at `at[i]` µs.
+
+    Counts every event with `event_time <= at`, however late it arrived. Rows out are rows in, in order.
+    """
+    pool = StringPool()
+    layout = layout_of(view)
+    with np.errstate(all="ignore"):
+        leaves = leaves_of(np, view, layout.columns, events, pool)
+        mine = np.nonzero(concerned(view, leaves, events, np, pool))[0]
+        entity, asked = _entities(events.keys, keys)
+        order = mine[np.lexsort((events.seq[mine], events.time[mine], entity[mine]))]
+        questions = _Questions(entity[order], events.time[order], asked, at)
+        chosen = take_leaves(leaves, order)
+        answers = _Answers(
+            view,
+            layout,
+            questions,
+            lambda stored: events_of(np, stored, chosen, events.time[order], events.seq[order], pool),
+        )
+        columns = [
+            finish(
+                a, view.ttl, OPERATIONS[a.op].finalize(np, a, answers.state(a, place)), questions.instants, pool.texts
+            )
+            for a, place in zip(view.aggregates, layout.places, strict=True)
+        ]
+        return [c.take(questions.unsort) for c in with_derived(view, columns, questions.instants)]
+
+
+def _entities(events: pa.Array, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of events and of questions → integers that agree; -1 for null."""
+    both = pa.chunked_array([events.cast(pa.string()), _whole(keys).cast(pa.string())]).combine_chunks()
+    codes = both.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes[: len(events)], codes[len(events) :]
+
+
+def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+class _Timeline:
+    """Sorted events as one ascending number each, (entity, time), so that a window's edge is one binary search."""
+
+    def __init__(self, entity: np.ndarray, time: np.ndarray) -> None:
+        self._start = int(time.min(initial=0))
+        self._ranked: np.ndarray | None = None
+        scale = int(time.max(initial=0)) - self._start + 3
+        if scale * (int(entity.max(initial=0)) + 2) >= 2**62:
+            # Too many entities over too long a time for one int64: number the distinct times instead.
+            self._ranked = np.unique(time)
+            scale = self._ranked.size + 1
+        self._scale = scale
+        self._codes = self._code(entity, time)
+
+    def _code(self, entity: np.ndarray, instant: np.ndarray) -> np.ndarray:
+        """Ascending in (entity, instant); instants outside the events' span fall just outside it."""
+        if self._ranked is not None:
+            return entity * self._scale + np.searchsorted(self._ranked, instant)
+        return entity * self._scale + np.clip(instant - self._start + 1, 0, self._scale - 1)
+
+    def before(self, entity: np.ndarray, instant: np.ndarray) -> np.ndarray:
+        """How many events sort before (entity, instant)."""
+        return np.searchsorted(self._codes, self._code(entity, instant))
+
+    def start(self, entity: np.ndarray) -> np.ndarray:
+        """How many events sort before the entity's first."""
+        return np.searchsorted(self._codes, entity * self._scale)
+
+
+class _Questions:
+    """Which rows of the sorted events each (entity, instant, window) covers.
+
+    Held in the order of (entity, instant), where neighbouring searches touch neighbouring memory; `unsort` puts
+    answers back.
+    """
+
+    def __init__(self, entity: np.ndarray, time: np.ndarray, asked: np.ndarray, at: np.ndarray) -> None:
+        order = np.lexsort((at, asked))
+        self.unsort = np.empty(order.size, np.int64)
+        self.unsort[order] = np.arange(order.size)
+        self.asked, self.at = asked[order], at[order]
+        self._timeline = _Timeline(entity, time)
+        self._low: dict[tuple[int | None, int | None], np.ndarray] = {}
+        self.high = self._timeline.before(self.asked, self.at + 1)
+        first = self._timeline.start(self.asked)
+        self._low[None, None] = first
+        found = (self.asked >= 0) & (self.high > first)
+        latest = np.full(at.size, NEVER, np.int64)
+        latest[found] = time[self.high[found] - 1]
+        self.instants = Instants(self.at, latest, found)
+
+    def low(self, a: CompiledAggregate) -> np.ndarray:
+        share = (a.window, a.hop)
+        if a.window is not None and a.hop is not None and share not in self._low:
+            tail = (self.at - a.window) // a.hop * a.hop
+            self._low[share] = self._timeline.before(self.asked, tail)
+        return self._low[share]
+
+
+class _Answers:
+    """One merged state per question, for each aggregate; partials that aggregates share are prepared once."""
+
+    def __init__(
+        self, view: CompiledView, layout: Layout, questions: _Questions, prepared: Callable[[Stored], Events]
+    ) -> None:
+        self._layout, self._questions, self._prepared = layout, questions, prepared
+        self._events: dict[tuple[int, int], Events] = {}
+        self._states: dict[tuple[int, int, int | None], State] = {}
+
+    def state(self, a: CompiledAggregate, place: tuple[int, int]) -> State:
+        share = (*place, a.window)
+        if share not in self._states:
+            stored = self._layout.groups[place[0]].stored[place[1]]
+            if place not in self._events:
+                self._events[place] = self._prepared(stored)
+            method = RANGES.get(a.op, _by_tree)
+            low, high = self._questions.low(a), self._questions.high
+            self._states[share] = method(stored.partial, a, self._events[place], low, high)
+        return self._states[share]
+
+
+def _by_tree(partial: Partial, a: CompiledAggregate, events: Events, low: np.ndarray, high: np.ndarray) -> State:
+    leaves = partial.prepare(np, events)
+    return over_ranges(np, partial.merge, lambda rows: partial.identity(np, rows), leaves, low, high)
+
+
+def _by_position(partial: Partial, a: CompiledAggregate, events: Events, low: np.ndarray, high: np.ndarray) -> State:
+    """Ends of a range: rows are in time order, so they are its first or last counted rows."""
+    counted = np.nonzero(events.chosen)[0]
+    before = np.concatenate([[0], np.cumsum(events.chosen)])
+    first, last = before[low], before[np.maximum(low, high)]
+    n = max(1, a.n)
+    step = np.arange(n)
+    wanted = first[:, None] + step if a.op == "first" else last[:, None] - 1 - step
+    exists = (wanted >= first[:, None]) & (wanted < last[:, None])
+    row = counted[np.where(exists, wanted, 0)] if counted.size else np.zeros(wanted.shape, np.int64)
+    state = []
+    for field, source in zip(partial.fields, (events.time, events.seq, events.values), strict=True):
+        values = np.where(exists, source[row], field.empty) if counted.size else np.full(wanted.shape, field.empty)
+        state.append(values.astype(field.dtype)[:, 0] if n == 1 else values.astype(field.dtype))
+    return tuple(state)
+
+
+def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, low: np.ndarray, high: np.ndarray) -> State:
+    """Looks at each event of each range, some ranges at a time."""
+    result = partial.identity(np, low.size)
+    lengths = np.maximum(high - low, 0)
+    cuts = np.searchsorted(
+        np.cumsum(lengths), np.arange(MAX_COLLECTED, int(lengths.sum()) + MAX_COLLECTED, MAX_COLLECTED)
+    )
+    start = 0
+    for cut in (*np.unique(cuts).tolist(), low.size):
+        stop = max(min(cut + 1, low.size), start)
+        question, place = ragged(lengths[start:stop])
+        row = low[start:stop][question] + place
+        part = Events(events.values[row], events.chosen[row], events.time[row], events.seq[row])
+        for field, values in zip(result, partial.reduce(np, part, question, stop - start), strict=True):
+            field[start:stop] = values
+        start = stop
+    return result
+
+
+RANGES: dict[str, Callable[[Partial, CompiledAggregate, Events, np.ndarray, np.ndarray], State]] = {
+    "first": _by_position,
+    "last": _by_position,
+    "last_n": _by_position,
+    "approx_distinct": _by_collecting,
+}
+"""Operations with a cheaper form than the segment tree."""

@@ -1,0 +1,244 @@
+"""State as bytes: what Redis holds for one entity of one view.
+
+Little-endian 8-byte words: a header, then for each group the number of its tiles and one fixed-size record per tile
+(tile id, then the fields of its partials), then a heap with text and sketches, which records refer to by
+`offset << 20 | length`. Only tiles that hold events are stored. Encoding and decoding work on all entities at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featurestore.engine.array import ragged
+from featurestore.engine.layout import Group, Layout
+from featurestore.engine.partials import REGISTERS, Field
+from featurestore.engine.reduce import State
+from featurestore.errors import Corrupt
+
+FORMAT = 0x3130_5346
+"""`FS01`"""
+HEADER_WORDS = 8
+MAGIC, FINGERPRINT, GENERATION, OFFSET, PARTITION, LATEST, TOTAL_WORDS, HEAP_WORD = range(HEADER_WORDS)
+LENGTH_BITS = 20
+LENGTH_MASK = (1 << LENGTH_BITS) - 1
+
+Encoder = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Text codes (int64[n]) → (UTF-8 of all end to end as uint8, length of each)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileRows:
+    """The tiles of one group, one per row, sorted by entity and then tile id (host)."""
+
+    entity: np.ndarray
+    ids: np.ndarray
+    states: tuple[State, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unpacked:
+    """n decoded values. Text fields hold references into `buffer`: byte offset << 20 | length."""
+
+    header: np.ndarray
+    """`int64[n, HEADER_WORDS]`"""
+    groups: tuple[TileRows, ...]
+    buffer: bytes
+
+
+def fingerprint_word(fingerprint: str) -> int:
+    """First 8 bytes of a hexadecimal fingerprint as a signed word."""
+    return int.from_bytes(bytes.fromhex(fingerprint[:16]), "little", signed=True)
+
+
+def _fields(group: Group) -> list[Field]:
+    return [field for stored in group.stored for field in stored.partial.fields]
+
+
+def _words(field: Field) -> int:
+    return 1 if field.kind == "u1" else field.width
+
+
+def record_words(group: Group) -> int:
+    return 1 + sum(map(_words, _fields(group)))
+
+
+class _Heap:
+    """Blobs of all entities: collected column by column, laid out entity by entity."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, entity: np.ndarray, data: np.ndarray, lengths: np.ndarray) -> int:
+        self.parts.append((entity, data, lengths))
+        return len(self.parts) - 1
+
+    def lay_out(self, entities: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        """→ references per part; heap bytes per entity; bytes in final order; the entity of each byte's blob run."""
+        none = np.empty(0, np.int64)
+        entity = np.concatenate([p[0] for p in self.parts] or [none])
+        lengths = np.concatenate([p[2] for p in self.parts] or [none])
+        data = np.concatenate([p[1] for p in self.parts] or [none.astype(np.uint8)])
+        starts = np.cumsum(lengths) - lengths
+        order = np.argsort(entity, kind="stable")
+        sizes = np.bincount(entity, weights=lengths, minlength=entities).astype(np.int64)
+        base = np.cumsum(sizes) - sizes
+        offset = np.empty(entity.size, np.int64)
+        offset[order] = np.cumsum(lengths[order]) - lengths[order]
+        offset -= base[entity]
+        row, place = ragged(lengths[order])
+        packed = data[starts[order][row] + place]
+        references = (offset << LENGTH_BITS) | lengths
+        cuts = np.cumsum([p[0].size for p in self.parts])[:-1]
+        return np.split(references, cuts), sizes, packed, np.repeat(np.arange(entities), sizes)
+
+
+def pack(layout: Layout, header: np.ndarray, groups: Sequence[TileRows], encode_text: Encoder) -> list[bytes]:
+    """n entities → n values. `header` is `int64[n, HEADER_WORDS]`; its last two words are filled in here."""
+    entities = header.shape[0]
+    heap = _Heap()
+    records = [_records(group, rows, heap, encode_text) for group, rows in zip(layout.groups, groups, strict=True)]
+    references, heap_sizes, heap_bytes, heap_entity = heap.lay_out(entities)
+    counts = [np.bincount(rows.entity, minlength=entities) for rows in groups]
+    widths = [record_words(group) for group in layout.groups]
+    body = HEADER_WORDS + sum(1 + count * width for count, width in zip(counts, widths, strict=True))
+    body = np.broadcast_to(body, entities)
+    total = body + (heap_sizes + 7) // 8
+    starts = np.cumsum(total) - total
+    words = np.zeros(int(total.sum()), "<i8")
+    header = header.copy()
+    header[:, TOTAL_WORDS], header[:, HEAP_WORD] = total, body
+    words[starts[:, None] + np.arange(HEADER_WORDS)] = header
+    position = starts + HEADER_WORDS
+    for (matrix, waiting), rows, count, width in zip(records, groups, counts, widths, strict=True):
+        for column, part, shape in waiting:
+            matrix[:, column : column + shape] = references[part].reshape(-1, shape)
+        words[position] = count
+        rank = ragged(count)[1]
+        at = position[rows.entity] + 1 + rank * width
+        words[at[:, None] + np.arange(width)] = matrix
+        position = position + 1 + count * width
+    place = ragged(heap_sizes)[1]
+    words.view(np.uint8)[position[heap_entity] * 8 + place] = heap_bytes
+    whole, ends = words.tobytes(), ((starts + total) * 8).tolist()
+    return [whole[a:b] for a, b in zip((starts * 8).tolist(), ends, strict=True)]
+
+
+def _records(
+    group: Group, rows: TileRows, heap: _Heap, encode_text: Encoder
+) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """The group's records as a matrix of words, and which columns await heap references (column, part, width)."""
+    matrix = np.empty((rows.ids.size, record_words(group)), np.int64)
+    matrix[:, 0] = rows.ids
+    waiting: list[tuple[int, int, int]] = []
+    column = 1
+    for field, values in zip(_fields(group), [f for state in rows.states for f in state], strict=True):
+        width = _words(field)
+        if field.kind == "u1":
+            waiting.append((column, heap.add(rows.entity, *_sketch_bytes(values)), 1))
+        elif field.kind == "text":
+            waiting.append((column, heap.add(np.repeat(rows.entity, width), *encode_text(values.reshape(-1))), width))
+        else:
+            flat = np.ascontiguousarray(values).reshape(rows.ids.size, width)
+            matrix[:, column : column + width] = flat.view(np.int64)
+        column += width
+    return matrix, waiting
+
+
+def _sketch_bytes(registers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Registers `[n, REGISTERS]` → blobs: (number, rank) triples of bytes, or all registers where that is shorter."""
+    filled = np.count_nonzero(registers, axis=1)
+    sparse = filled * 3 < REGISTERS
+    lengths = np.where(sparse, filled * 3, REGISTERS)
+    data = np.empty(int(lengths.sum()), np.uint8)
+    starts = np.cumsum(lengths) - lengths
+    row, number = np.nonzero(registers[sparse])
+    at = starts[sparse][row] + 3 * ragged(filled[sparse])[1]
+    data[at], data[at + 1], data[at + 2] = number & 0xFF, number >> 8, registers[sparse][row, number]
+    data[starts[~sparse][:, None] + np.arange(REGISTERS)] = registers[~sparse]
+    return data, lengths
+
+
+def _sketch_registers(buffer: np.ndarray, references: np.ndarray) -> np.ndarray:
+    offset, length = references >> LENGTH_BITS, references & LENGTH_MASK
+    registers = np.zeros((references.size, REGISTERS), np.uint8)
+    dense = length == REGISTERS
+    registers[dense] = buffer[offset[dense][:, None] + np.arange(REGISTERS)]
+    row, place = ragged(np.where(dense, 0, length // 3))
+    at = offset[row] + 3 * place
+    number = buffer[at].astype(np.int64) | (buffer[at + 1].astype(np.int64) << 8)
+    if number.size and int(number.max()) >= REGISTERS:
+        raise Corrupt("a stored sketch names a register that does not exist", hint="run featurestore rebuild")
+    registers[row, number] = buffer[at + 2]
+    return registers
+
+
+def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
+    """n stored values → header and tiles. Raises Corrupt for bytes of another format or view."""
+    buffer = b"".join(values)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    if (lengths % 8).any() or (lengths < HEADER_WORDS * 8).any():
+        raise Corrupt("a stored value is no whole number of words", hint="run featurestore rebuild")
+    words = np.frombuffer(buffer, "<i8")
+    starts = (np.cumsum(lengths) - lengths) // 8
+    header = words[starts[:, None] + np.arange(HEADER_WORDS)]
+    _check(layout, header, lengths)
+    heap = (starts + header[:, HEAP_WORD]) * 8
+    position = starts + HEADER_WORDS
+    end = starts + header[:, HEAP_WORD]
+    groups: list[TileRows] = []
+    for group in layout.groups:
+        width = record_words(group)
+        if (position >= end).any():
+            raise _broken()
+        count = words[position]
+        if ((count < 0) | (count > (end - position) // width)).any():
+            raise _broken()
+        entity, rank = ragged(count)
+        matrix = words[(position[entity] + 1 + rank * width)[:, None] + np.arange(width)]
+        groups.append(TileRows(entity, matrix[:, 0], _states(group, matrix, heap[entity], buffer)))
+        position = position + 1 + count * width
+    if (position != end).any():
+        raise _broken()
+    return Unpacked(header, tuple(groups), buffer)
+
+
+def _broken() -> Corrupt:
+    return Corrupt("a stored value does not have the layout of its view", hint="run featurestore rebuild")
+
+
+def _check(layout: Layout, header: np.ndarray, lengths: np.ndarray) -> None:
+    if (header[:, MAGIC] != FORMAT).any():
+        raise Corrupt("a stored value is of another format", hint="run featurestore rebuild")
+    if (header[:, FINGERPRINT] != fingerprint_word(layout.view.fingerprint)).any():
+        raise Corrupt(f"a stored value of {layout.view.id} was computed by another definition")
+    if (header[:, TOTAL_WORDS] * 8 != lengths).any() or ((header[:, HEAP_WORD] > header[:, TOTAL_WORDS]).any()):
+        raise Corrupt("a stored value is cut short", hint="run featurestore rebuild")
+
+
+def _states(group: Group, matrix: np.ndarray, heap: np.ndarray, buffer: bytes) -> tuple[State, ...]:
+    states: list[State] = []
+    column = 1
+    for stored in group.stored:
+        fields: list[np.ndarray] = []
+        for field in stored.partial.fields:
+            width = _words(field)
+            raw = matrix[:, column] if width == 1 else matrix[:, column : column + width]
+            fields.append(_field(field, raw, heap, buffer))
+            column += width
+        states.append(tuple(fields))
+    return tuple(states)
+
+
+def _field(field: Field, raw: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+    if field.kind == "i8":
+        return raw
+    if field.kind == "f8":
+        return np.ascontiguousarray(raw).view(np.float64)
+    base = heap << LENGTH_BITS
+    references = raw + (base if raw.ndim == 1 else base[:, None])
+    if references.size and int(((references >> LENGTH_BITS) + (references & LENGTH_MASK)).max()) > len(buffer):
+        raise _broken()
+    return references if field.kind == "text" else _sketch_registers(np.frombuffer(buffer, np.uint8), references)

@@ -1,0 +1,87 @@
+"""Reductions built on an aggregation's `merge` alone: by segment, along an axis, over ranges.
+
+A state is a tuple of arrays that agree in their leading dimension(s). Every reduction halves: neighbours are merged
+in pairs until one is left, so n rows cost n merges in about log2 n vectorised steps, on NumPy and CuPy alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from featurestore.engine.array import Array
+
+State = tuple[Array, ...]
+Merge = Callable[[Any, State, State], State]
+
+
+def take(state: State, index: Any) -> State:
+    return tuple(field[index] for field in state)
+
+
+def by_segment(xp: Any, merge: Merge, state: State, segment: Array) -> State:
+    """Rows sorted by `segment` (int64[n], ascending) → one row per distinct segment, in order."""
+    while True:
+        rows = segment.shape[0]
+        if rows < 2:
+            return state
+        starts = xp.concatenate([xp.ones(1, xp.bool_), segment[1:] != segment[:-1]])
+        first = xp.nonzero(starts)[0][xp.cumsum(starts) - 1]
+        left = xp.nonzero((xp.arange(rows) - first) % 2 == 0)[0]
+        if left.shape[0] == rows:
+            return state
+        right = xp.minimum(left + 1, rows - 1)
+        paired = (left + 1 < rows) & (segment[right] == segment[left])
+        merged = merge(xp, take(state, left), take(state, right))
+        state = tuple(
+            xp.where(paired.reshape((-1,) + (1,) * (both.ndim - 1)), both, field[left])
+            for both, field in zip(merged, state, strict=True)
+        )
+        segment = segment[left]
+
+
+def along_axis(xp: Any, merge: Merge, state: State) -> State:
+    """`[n, k, …]` → `[n, …]`, merging the k columns of each row; k >= 1."""
+    while state[0].shape[1] > 1:
+        width = state[0].shape[1]
+        half = width // 2
+        left = tuple(field[:, :half] for field in state)
+        right = tuple(field[:, half : 2 * half] for field in state)
+        merged = merge(xp, left, right)
+        if width % 2:
+            merged = tuple(
+                xp.concatenate([both, field[:, -1:]], axis=1) for both, field in zip(merged, state, strict=True)
+            )
+        state = merged
+    return take(state, (slice(None), 0))
+
+
+def over_ranges(
+    xp: Any, merge: Merge, identity: Callable[[int], State], state: State, low: Array, high: Array
+) -> State:
+    """For each i, the merge of rows `low[i] … high[i] - 1` (identity where empty).
+
+    A bottom-up segment tree: level k holds merges of aligned blocks of 2**k rows, and a range is at most two blocks
+    of each level. Time O((n + m) log n) for m ranges over n rows, whatever their lengths.
+    """
+    result = identity(low.shape[0])
+    low, high = low.copy(), xp.maximum(low, high)
+    while True:
+        active = low < high
+        if not bool(active.any()):
+            return result
+        for side, block in ((active & (low % 2 == 1), low), (active & (high % 2 == 1), high - 1)):
+            rows = xp.nonzero(side)[0]
+            if rows.shape[0]:
+                merged = merge(xp, take(result, rows), take(state, block[rows]))
+                for field, values in zip(result, merged, strict=True):
+                    field[rows] = values
+        low, high = (low + 1) // 2, high // 2
+        state = _pair_up(xp, merge, identity, state)
+
+
+def _pair_up(xp: Any, merge: Merge, identity: Callable[[int], State], state: State) -> State:
+    rows = state[0].shape[0]
+    if rows % 2:
+        state = tuple(xp.concatenate([field, empty]) for field, empty in zip(state, identity(1), strict=True))
+    return merge(xp, take(state, slice(0, None, 2)), take(state, slice(1, None, 2)))

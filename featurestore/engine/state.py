@@ -1,0 +1,327 @@
+"""Worker state of one view: dense tiles on the compute device, a cache of what Redis holds.
+
+Everything kept is a function of the log up to each entity's applied offset, so the cache can be dropped at any time
+and filled again on first touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from featurestore.definitions.compiled import CompiledView
+from featurestore.engine import packing, windows
+from featurestore.engine.array import Array, to_host
+from featurestore.engine.columns import NEVER, EventBatch, FeatureColumn, StringPool
+from featurestore.engine.evaluate import Leaves
+from featurestore.engine.gather import concerned, events_of, leaves_of, take_leaves
+from featurestore.engine.layout import Group, layout_of
+from featurestore.engine.reduce import State, take
+from featurestore.engine.text import intern_references, pool_encoder
+from featurestore.engine.windows import NO_TILE, Instants, Tiles
+
+
+class Outcome(IntEnum):
+    """What became of an event in a view. Every event has exactly one."""
+
+    APPLIED = 0
+    LATE = 1
+    """Older than every window's retention: latest and lifetime values took it, no window did."""
+    FILTERED = 2
+    """No concern of the view: a null key, or its `where` does not hold."""
+    DUPLICATE = 3
+    """At or below the entity's applied offset: its effect is in the stored value already."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Folded:
+    slots: np.ndarray
+    """`int64[m]`, entities whose value changed."""
+    keys: list[str]
+    outcome: np.ndarray
+    """`uint8[n]`, an `Outcome` per event of the batch."""
+    latest: np.ndarray
+    """`int64[m]` µs, their latest event times."""
+
+
+MIN_SLOTS = 1024
+"""Cached at least, whatever the budget."""
+FIRST_SLOTS = 16
+MAX_TEXTS = 1 << 20
+"""Distinct texts interned before those that no state uses are forgotten."""
+
+
+class ViewState:
+    """State of one view for the entities of one partition."""
+
+    def __init__(self, view: CompiledView, *, budget_bytes: int = 1 << 30, xp: Any = np) -> None:
+        """`budget_bytes` bounds the cache; the least recently touched entities leave first."""
+        self.view = view
+        self.layout = layout_of(view)
+        self._xp = xp
+        per_slot = sum(
+            g.ring * (8 + sum(f.width * np.dtype(f.dtype).itemsize for s in g.stored for f in s.partial.fields))
+            for g in self.layout.groups
+        )
+        self._limit = max(MIN_SLOTS, budget_bytes // (per_slot + 200))
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, as after losing a partition or finding that Redis lost writes."""
+        self._pool = StringPool()
+        self._slots: dict[str, int] = {}
+        self._keys: list[str] = []
+        self._touched = 0
+        self._capacity = 0
+        self._applied = np.empty(0, np.int64)
+        self._latest = np.empty(0, np.int64)
+        self._used = np.empty(0, np.int64)
+        self._tiles: list[Tiles] = [self._empty_tiles(group, 0) for group in self.layout.groups]
+        self._resize(FIRST_SLOTS)
+
+    def __len__(self) -> int:
+        """Entities cached."""
+        return len(self._keys)
+
+    def unknown(self, batch: EventBatch) -> list[str]:
+        """Distinct keys of the batch that must be loaded before it is folded."""
+        distinct = batch.keys.unique().drop_null().to_pylist()
+        return [key for key in distinct if key not in self._slots]
+
+    def load(self, keys: Sequence[str], values: Sequence[bytes | None], partition: int) -> list[str]:
+        """Takes in stored values (None: never stored). Returns keys whose value belongs to another partition;
+        those are not cached.
+
+        Everything cached must have been written before this is called, since entities may be evicted to make room.
+        """
+        fresh = [k for k, value in zip(keys, values, strict=True) if value is None]
+        stored = [(k, value) for k, value in zip(keys, values, strict=True) if value is not None]
+        unpacked = packing.unpack(self.layout, [value for _, value in stored])
+        mine = unpacked.header[:, packing.PARTITION] == partition
+        known = [k for (k, _), ok in zip(stored, mine.tolist(), strict=True) if ok]
+        self._make_room(len(fresh) + len(known))
+        if len(self._pool) > MAX_TEXTS:
+            self._forget_texts(len(self._keys))
+        self._admit(fresh)
+        self._fill(self._admit(known), unpacked, mine)
+        return [k for (k, _), ok in zip(stored, mine.tolist(), strict=True) if not ok]
+
+    def fold(self, batch: EventBatch, offsets: np.ndarray) -> Folded:
+        """Applies n events; `offsets` (`int64[n]`, ascending) are their offsets in the log the view reads.
+
+        Every non-null key must be cached (see `unknown`). The result does not depend on how the log is cut into
+        batches, except that float sums may differ far below 1e-9.
+        """
+        xp = self._xp
+        with np.errstate(all="ignore"):
+            leaves = leaves_of(xp, self.view, self.layout.columns, batch, self._pool)
+            mine = to_host(concerned(self.view, leaves, batch, xp, self._pool))
+            slots = self._slots_of(batch)
+            outcome = np.full(len(batch), Outcome.FILTERED, np.uint8)
+            outcome[mine & (offsets <= self._applied[slots])] = Outcome.DUPLICATE
+            rows = np.nonzero(mine & (offsets > self._applied[slots]))[0]
+            outcome[rows] = self._lateness(slots[rows], batch.time[rows])
+            touched = np.unique(slots[rows])
+            np.maximum.at(self._latest, slots[rows], batch.time[rows])
+            device_rows = xp.asarray(rows)
+            self._apply(slots[rows], batch.time[rows], xp.asarray(batch.seq[rows]), take_leaves(leaves, device_rows))
+        self._touched += 1
+        self._used[touched] = self._touched
+        if rows.size:
+            self._applied[touched] = offsets[-1]
+        return Folded(touched, [self._keys[s] for s in touched.tolist()], outcome, self._latest[touched])
+
+    def encode(self, slots: np.ndarray, *, generation: int, partition: int, offset: int) -> list[bytes]:
+        """The packed values of some entities, valid for `offset`."""
+        header = np.zeros((slots.size, packing.HEADER_WORDS), np.int64)
+        header[:, packing.MAGIC] = packing.FORMAT
+        header[:, packing.FINGERPRINT] = packing.fingerprint_word(self.view.fingerprint)
+        header[:, packing.GENERATION], header[:, packing.OFFSET] = generation, offset
+        header[:, packing.PARTITION], header[:, packing.LATEST] = partition, self._latest[slots]
+        groups = [self._live_rows(g, t, slots) for g, t in zip(self.layout.groups, self._tiles, strict=True)]
+        return packing.pack(self.layout, header, groups, lambda codes: pool_encoder(self._pool, codes))
+
+    def features(self, slots: np.ndarray, at: np.ndarray) -> list[FeatureColumn]:
+        """Values of some entities at instants (µs) not before their latest events."""
+        index = self._xp.asarray(slots)
+        tiles = [Tiles(t.ids[index], tuple(take(s, index) for s in t.states)) for t in self._tiles]
+        instants = Instants(at, self._latest[slots], np.ones(slots.size, np.bool_))
+        with np.errstate(all="ignore"):
+            return windows.features(self._xp, self.layout, tiles, instants, self._pool.texts)
+
+    def _slots_of(self, batch: EventBatch) -> np.ndarray:
+        encoded = batch.keys.dictionary_encode()
+        table = np.fromiter(map(self._slots.__getitem__, encoded.dictionary.to_pylist()), np.int64)
+        indices = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        return table[indices] if table.size else np.zeros(len(batch), np.int64)
+
+    def _lateness(self, slots: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Outcome of each event, judged by the entity's latest event time when the event's turn came."""
+        windowed = [g for g in self.layout.groups if g.hop is not None]
+        if not windowed or not slots.size:
+            return np.full(slots.size, Outcome.APPLIED, np.uint8)
+        order = np.argsort(slots, kind="stable")
+        slot, sorted_time = slots[order], time[order]
+        rank = np.unique(sorted_time, return_inverse=True)[1]
+        segment = np.cumsum(np.concatenate([[0], slot[1:] != slot[:-1]]))
+        peak = np.maximum.accumulate(segment * (rank.size + 1) + rank) - segment * (rank.size + 1)
+        ordered_times = np.unique(sorted_time)
+        latest = np.maximum(ordered_times[peak], self._latest[slot])
+        kept_from = np.min([((latest - g.reach) // g.hop) * g.hop for g in windowed if g.hop], axis=0)
+        outcome = np.empty(slots.size, np.uint8)
+        outcome[order] = np.where(sorted_time < kept_from, Outcome.LATE, Outcome.APPLIED)
+        return outcome
+
+    def _apply(self, slots: np.ndarray, time: np.ndarray, seq: Array, leaves: Leaves) -> None:
+        """Folds chosen events into every group: all deltas first, then the writes, so nothing is half applied."""
+        xp = self._xp
+        writes = []
+        for group, tiles in zip(self.layout.groups, self._tiles, strict=True):
+            tile = time // group.hop if group.hop is not None else np.zeros(time.size, np.int64)
+            if group.hop is None:
+                live = np.arange(time.size)
+            else:
+                live = np.nonzero(tile >= (self._latest[slots] - group.reach) // group.hop)[0]
+            order = live[np.lexsort((tile[live], slots[live]))]
+            if not order.size:
+                continue
+            slot, tile = slots[order], tile[order]
+            starts = np.concatenate([[True], (slot[1:] != slot[:-1]) | (tile[1:] != tile[:-1])])
+            segment, heads = xp.asarray(np.cumsum(starts) - 1), np.nonzero(starts)[0]
+            place = (xp.asarray(slot[heads]), xp.asarray(tile[heads] % group.ring))
+            index = xp.asarray(order)
+            chosen = take_leaves(leaves, index)
+            moments = xp.asarray(time[order])
+            same = tiles.ids[place] == xp.asarray(tile[heads])
+            for stored, state in zip(group.stored, tiles.states, strict=True):
+                events = events_of(xp, stored, chosen, moments, seq[index], self._pool)
+                delta = stored.partial.reduce(xp, events, segment, heads.size)
+                writes.append((state, place, self._merged(stored.partial, state, place, same, delta)))
+            writes.append(((tiles.ids,), place, (xp.asarray(tile[heads]),)))
+        for fields, place, values in writes:
+            for field, value in zip(fields, values, strict=True):
+                field[place] = value
+
+    def _merged(self, partial: Any, state: State, place: Any, same: Array, delta: State) -> State:
+        """Stored tiles merged with new ones; a ring place that holds an older tile starts afresh."""
+        xp = self._xp
+        merged = partial.merge(xp, take(state, place), delta)
+        return tuple(
+            xp.where(same.reshape((-1,) + (1,) * (new.ndim - 1)), both, new)
+            for both, new in zip(merged, delta, strict=True)
+        )
+
+    def _live_rows(self, group: Group, tiles: Tiles, slots: np.ndarray) -> packing.TileRows:
+        """Tiles inside the retention of each entity, by entity and tile id (host)."""
+        index = self._xp.asarray(slots)
+        ids = to_host(tiles.ids[index])
+        live = ids != NO_TILE
+        if group.hop is not None:
+            live &= ids >= ((self._latest[slots] - group.reach) // group.hop)[:, None]
+        entity, place = np.nonzero(live)
+        order = np.lexsort((ids[entity, place], entity))
+        entity, place = entity[order], place[order]
+        at = (index[self._xp.asarray(entity)], self._xp.asarray(place))
+        states = tuple(tuple(to_host(field[at]) for field in state) for state in tiles.states)
+        return packing.TileRows(entity, ids[entity, place], states)
+
+    def _fill(self, slots: np.ndarray, unpacked: packing.Unpacked, mine: np.ndarray) -> None:
+        """Writes decoded values into the slots; `slots[i]` is for the i-th value that is `mine`."""
+        xp = self._xp
+        target = np.full(mine.size, -1, np.int64)
+        target[mine] = slots
+        header = unpacked.header[mine]
+        self._applied[slots], self._latest[slots] = header[:, packing.OFFSET], header[:, packing.LATEST]
+        for group, tiles, rows in zip(self.layout.groups, self._tiles, unpacked.groups, strict=True):
+            wanted = np.nonzero(mine[rows.entity])[0]
+            ids = rows.ids[wanted]
+            place = (xp.asarray(target[rows.entity[wanted]]), xp.asarray(ids % group.ring))
+            tiles.ids[place] = xp.asarray(ids)
+            for stored, state, decoded in zip(group.stored, tiles.states, rows.states, strict=True):
+                for spec, field, values in zip(stored.partial.fields, state, decoded, strict=True):
+                    chosen = values[wanted]
+                    if spec.kind == "text":
+                        chosen = intern_references(unpacked.buffer, chosen, self._pool)
+                    field[place] = xp.asarray(chosen)
+
+    def _admit(self, keys: list[str]) -> np.ndarray:
+        slots = np.arange(len(self._keys), len(self._keys) + len(keys))
+        self._slots.update(zip(keys, slots.tolist(), strict=True))
+        self._keys += keys
+        self._touched += 1
+        self._used[slots], self._applied[slots], self._latest[slots] = self._touched, -1, NEVER
+        index = self._xp.asarray(slots)
+        for tiles in self._tiles:
+            tiles.ids[index] = NO_TILE
+        for group, tiles in zip(self.layout.groups, self._tiles, strict=True):
+            for stored, state in zip(group.stored, tiles.states, strict=True):
+                for spec, field in zip(stored.partial.fields, state, strict=True):
+                    field[index] = spec.empty
+        return slots
+
+    def _make_room(self, more: int) -> None:
+        """Evicts the least recently used when the budget is spent, then grows the arrays as needed."""
+        if len(self._keys) + more > self._limit and self._keys:
+            keep = max(0, min(len(self._keys), self._limit - more, self._limit // 2))
+            self._compact(np.sort(np.argsort(-self._used[: len(self._keys)], kind="stable")[:keep]))
+        needed = len(self._keys) + more
+        if needed <= self._capacity:
+            return
+        self._resize(max(needed, min(2 * self._capacity, self._limit)))
+
+    def _resize(self, capacity: int) -> None:
+        xp, kept = self._xp, len(self._keys)
+
+        def grown(old: Array, empty: Any, module: Any) -> Array:
+            new = module.full((capacity, *old.shape[1:]), empty, old.dtype)
+            new[:kept] = old[:kept]
+            return new
+
+        self._applied, self._latest = grown(self._applied, -1, np), grown(self._latest, NEVER, np)
+        self._used = grown(self._used, 0, np)
+        self._tiles = [
+            Tiles(
+                grown(t.ids, NO_TILE, xp),
+                tuple(
+                    tuple(
+                        grown(field, spec.empty, xp) for field, spec in zip(state, stored.partial.fields, strict=True)
+                    )
+                    for state, stored in zip(t.states, g.stored, strict=True)
+                ),
+            )
+            for g, t in zip(self.layout.groups, self._tiles, strict=True)
+        ]
+        self._capacity = capacity
+
+    def _compact(self, slots: np.ndarray) -> None:
+        """Keeps only these slots, in order, and the texts they use."""
+        self._keys = [self._keys[s] for s in slots.tolist()]
+        self._slots = {key: slot for slot, key in enumerate(self._keys)}
+        for array in (self._applied, self._latest, self._used):
+            array[: slots.size] = array[slots]
+        index = self._xp.asarray(slots)
+        for tiles in self._tiles:
+            for field in (tiles.ids, *(f for state in tiles.states for f in state)):
+                field[: slots.size] = field[index]
+        self._forget_texts(slots.size)
+
+    def _forget_texts(self, kept: int) -> None:
+        fields = [
+            field
+            for group, tiles in zip(self.layout.groups, self._tiles, strict=True)
+            for stored, state in zip(group.stored, tiles.states, strict=True)
+            for spec, field in zip(stored.partial.fields, state, strict=True)
+            if spec.kind == "text"
+        ]
+        codes = [to_host(field[:kept]).reshape(-1) for field in fields]
+        table = self._xp.asarray(self._pool.keep(np.concatenate([*codes, np.empty(0, np.int64)])))
+        for field in fields:
+            field[:kept] = table[field[:kept]]
+
+    def _empty_tiles(self, group: Group, slots: int) -> Tiles:
+        ids = self._xp.full((slots, group.ring), NO_TILE, np.int64)
+        return Tiles(ids, tuple(stored.partial.identity(self._xp, slots, group.ring) for stored in group.stored))

@@ -1,0 +1,157 @@
+"""Tiles of n entities → feature values at n instants: the last step of every online path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featurestore.definitions.compiled import CompiledAggregate, CompiledView
+from featurestore.definitions.expressions import names
+from featurestore.engine.array import Array, to_host
+from featurestore.engine.columns import NEVER, NUMPY_DTYPES, Column, FeatureColumn, StringPool
+from featurestore.engine.evaluate import evaluate
+from featurestore.engine.layout import Layout
+from featurestore.engine.operations import OPERATIONS, Finalized
+from featurestore.engine.reduce import State, along_axis
+from featurestore.types import STATUS_CODES, Dtype, Status
+
+Texts = Callable[[np.ndarray], np.ndarray]
+"""Codes of text values (int64) → object array of str."""
+
+OK, DEFAULT = STATUS_CODES[Status.OK], STATUS_CODES[Status.DEFAULT]
+NOT_FOUND, EXPIRED = STATUS_CODES[Status.NOT_FOUND], STATUS_CODES[Status.EXPIRED]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles:
+    """The tiles of one group for n entities, k places each; a place without a tile has id `NO_TILE`."""
+
+    ids: Array
+    """`int64[n, k]`"""
+    states: tuple[State, ...]
+    """One per stored partial; arrays `[n, k, …]`."""
+
+
+NO_TILE = -(2**63)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instants:
+    """For whom and when values are asked (host arrays of n)."""
+
+    at: np.ndarray
+    latest: np.ndarray
+    """The entity's latest event time; `NEVER` where it was not found."""
+    found: np.ndarray
+
+
+def features(xp: Any, layout: Layout, tiles: Sequence[Tiles], instants: Instants, texts: Texts) -> list[FeatureColumn]:
+    """Values of every feature of the view, in its order. Exact where `at >= latest`."""
+    at = xp.asarray(instants.at)
+    folded: dict[tuple[int, int, int | None], State] = {}
+    columns: list[FeatureColumn] = []
+    for aggregate, (group, place) in zip(layout.view.aggregates, layout.places, strict=True):
+        share = (group, place, aggregate.window)
+        if share not in folded:
+            folded[share] = _fold(xp, layout, tiles[group], share, at)
+        final = OPERATIONS[aggregate.op].finalize(xp, aggregate, folded[share])
+        columns.append(finish(aggregate, layout.view.ttl, final, instants, texts))
+    return with_derived(layout.view, columns, instants)
+
+
+def _fold(xp: Any, layout: Layout, tiles: Tiles, share: tuple[int, int, int | None], at: Array) -> State:
+    """The merge of the tiles inside the window: from the whole tail tile up to the tile of `at`."""
+    group, place, window = share
+    stored, hop = layout.groups[group].stored[place], layout.groups[group].hop
+    state = tiles.states[place]
+    if window is not None:
+        low, high = xp.floor_divide(at - window, hop), xp.floor_divide(at, hop)
+        inside = (tiles.ids >= low[:, None]) & (tiles.ids <= high[:, None])
+        empty = stored.partial.identity(xp, 1, 1)
+        state = tuple(
+            xp.where(inside.reshape(inside.shape + (1,) * (field.ndim - 2)), field, none)
+            for field, none in zip(state, empty, strict=True)
+        )
+    return along_axis(xp, stored.partial.merge, state)
+
+
+def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: Instants, texts: Texts) -> FeatureColumn:
+    """Applies `ttl` and `default`, resolves text, and states what each value is worth."""
+    values, valid = to_host(final.values), to_host(final.valid)
+    as_of = None if final.as_of is None else to_host(final.as_of)
+    if a.many:
+        exists, newest = valid[:, 0], None if as_of is None else as_of[:, 0]
+        shown, valid = _lists(a, values, valid, texts), np.ones(instants.at.shape, np.bool_)
+    else:
+        exists, newest = valid, as_of
+        shown = _scalars(a.dtype, values, valid, texts)
+    status = np.full(instants.at.shape, OK)
+    stands_on = instants.latest if newest is None else np.where(exists, newest, NEVER)
+    if a.latest and ttl is not None:
+        expired = exists & (instants.at - stands_on > ttl)
+        valid, status = valid & ~expired, np.where(expired, EXPIRED, status)
+    if a.default is not None:
+        empty = ~exists if final.empty is None else to_host(final.empty)
+        shown = np.where(empty, np.array(a.default, shown.dtype), shown)
+        valid, status = valid | empty, np.where(empty, DEFAULT, status)
+    status = np.where(instants.found, status, NOT_FOUND).astype(np.uint8)
+    return FeatureColumn(a.name, a.dtype, a.many, shown, valid, status, np.where(instants.found, stands_on, NEVER))
+
+
+def _scalars(dtype: Dtype, values: np.ndarray, valid: np.ndarray, texts: Texts) -> np.ndarray:
+    if dtype is Dtype.STRING:
+        shown = np.full(values.shape, None, object)
+        shown[valid] = texts(values[valid])
+        return shown
+    return values.astype(NUMPY_DTYPES[dtype], copy=False)
+
+
+def _lists(a: CompiledAggregate, values: np.ndarray, valid: np.ndarray, texts: Texts) -> np.ndarray:
+    flat = _scalars(a.dtype, values[valid], np.ones(int(valid.sum()), np.bool_), texts).tolist()
+    ends = np.cumsum(valid.sum(axis=1)).tolist()
+    shown = np.empty(valid.shape[0], object)
+    shown[:] = [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return shown
+
+
+def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Instants) -> list[FeatureColumn]:
+    """Adds the features computed from others; returns all in the view's order."""
+    known = {c.name: c for c in columns}
+    pool = StringPool()
+    leaves = {("feature", c.name): _as_column(c, pool) for c in columns if not c.many} if view.derived else {}
+    for derived in view.derived:
+        column = evaluate(np, derived.expr, leaves, instants.at.size, pool)
+        leaves["feature", derived.name] = Column(column.values, column.valid, derived.dtype)
+        used = [known[name] for name in names(derived.expr, "feature")]
+        values = column.values.astype(NUMPY_DTYPES[derived.dtype])
+        known[derived.name] = FeatureColumn(
+            derived.name,
+            derived.dtype,
+            False,
+            _scalars(derived.dtype, values, column.valid, pool.texts),
+            column.valid,
+            _worst([c.status for c in used], instants),
+            np.where(instants.found, instants.latest, NEVER),
+        )
+    return [known[name] for name in view.order]
+
+
+def _worst(statuses: list[np.ndarray], instants: Instants) -> np.ndarray:
+    """`not_found`, else `expired` where any input is, else `default` where any input is."""
+    result = np.where(instants.found, OK, NOT_FOUND)
+    for code in (DEFAULT, EXPIRED):
+        for status in statuses:
+            result = np.where((status == code) & instants.found, code, result)
+    return result.astype(np.uint8)
+
+
+def _as_column(feature: FeatureColumn, pool: StringPool) -> Column:
+    if feature.dtype is not Dtype.STRING:
+        return Column(feature.values, feature.valid, feature.dtype)
+    codes = np.full(feature.values.shape, -1, np.int64)
+    texts = feature.values[feature.valid].tolist()
+    codes[feature.valid] = np.fromiter(map(pool.code, texts), np.int64, len(texts))
+    return Column(codes, feature.valid, feature.dtype)

@@ -1,0 +1,208 @@
+"""The real engine on a table, with no services: for unit tests of definitions and for notebooks.
+
+store = LocalStore([AirportDelay], departures)          # pandas, Polars, Arrow
+store.lookup({"origin": "JFK"}, at="2013-07-01T12:00:00Z")["departures_1h"]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.clock import Clock, SystemClock, from_datetime, parse_instant
+from featurestore.contracts.contract import Contract, load_contract, parse_contract
+from featurestore.contracts.tables import check_table
+from featurestore.definitions.compile import check
+from featurestore.definitions.compiled import CompiledView
+from featurestore.definitions.model import FeatureView, Source
+from featurestore.engine.columns import NEVER, EventBatch, canonical_key, event_batch
+from featurestore.engine.history import evaluate_history
+from featurestore.errors import DefinitionError, Fault, InvalidRequest, NotFound, UsageError
+from featurestore.types import PYTHON_DTYPES, STATUSES
+
+__all__ = ["Answer", "LocalStore"]
+
+Instant = int | str | datetime
+"""Microseconds since 1970 UTC, RFC 3339 text with a zone, or an aware datetime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The features of one entity. `answer["departures_1h"]` and `answer["airport_delay.departures_1h"]` both work."""
+
+    entity: Mapping[str, Any]
+    at: int
+    values: Mapping[str, Any]
+    """By full name; None for null."""
+    status: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[self._full(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _full(self, name: str) -> str:
+        if name in self.values:
+            return name
+        matches = [full for full in self.values if full.partition(".")[2] == name]
+        if len(matches) > 1:
+            raise InvalidRequest(f"{name!r} is a feature of several views: {', '.join(matches)}", field=name)
+        if not matches:
+            raise NotFound("feature", name, [*self.values, *(full.partition(".")[2] for full in self.values)])
+        return matches[0]
+
+
+class LocalStore:
+    """Exact values at any instant, from events in a table. Nothing is started and nothing is written.
+
+    `events` is one table, or a mapping from source name to table. Contracts come from `schemas` (a directory of
+    `<topic>/v<n>.avsc`); without it they are read off the table's columns, so that a notebook needs no schema.
+    Rows that break the contract are refused here, not skipped. Rows of one instant are in the table's order.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[FeatureView],
+        events: Any,
+        *,
+        schemas: str | Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        sources = {view.source.name: view.source for view in views}
+        tables = _tables(events, sources)
+        contracts = {
+            source.contract: _contract(source, tables[name], None if schemas is None else Path(schemas))
+            for name, source in sources.items()
+        }
+        self._views = check(views, (), contracts).views
+        checked = {name: _checked(source, contracts[source.contract], tables[name]) for name, source in sources.items()}
+        self._batches: dict[str, EventBatch] = {
+            view.id: event_batch(view.source, list(view.keys), checked[view.source.name]) for view in self._views
+        }
+
+    def lookup(self, entity: Mapping[str, Any], at: Instant | None = None) -> Answer:
+        """Features of every view whose entity keys are given, at `at`.
+
+        Without `at`: everything there is, at the later of now and the entity's latest event, as online.
+        """
+        views = self._views_for(entity)
+        now = self._clock.now()
+        keys = {view.id: self._key(view, entity) for view in views}
+        instant = max([now, *(self._latest(v, keys[v.id]) for v in views)]) if at is None else _instant(at)
+        values: dict[str, Any] = {}
+        status: dict[str, str] = {}
+        for view in views:
+            asked = pa.array([keys[view.id]], pa.string())
+            for column in evaluate_history(view, self._batches[view.id], asked, np.array([instant])):
+                values[f"{view.name}.{column.name}"] = column.to_list()[0]
+                status[f"{view.name}.{column.name}"] = STATUSES[int(column.status[0])].value
+        return Answer(dict(entity), instant, values, status)
+
+    def _latest(self, view: CompiledView, key: str | None) -> int:
+        batch = self._batches[view.id]
+        mine = pc.equal(batch.keys, pa.scalar(key, pa.string())).fill_null(False).to_numpy(zero_copy_only=False)
+        return int(batch.time[mine].max(initial=NEVER))
+
+    def _views_for(self, entity: Mapping[str, Any]) -> list[CompiledView]:
+        views = [view for view in self._views if set(view.keys) <= set(entity)]
+        used = {name for view in views for name in view.keys}
+        known = {name for view in self._views for name in view.keys}
+        for name in entity:
+            if name not in known:
+                raise NotFound("entity key", name, known)
+        if not views or used != set(entity):
+            raise InvalidRequest(
+                f"no view has the entity keys {', '.join(entity) or 'given (none)'}",
+                hint="the views need " + "; ".join(f"{v.name}: {', '.join(v.keys)}" for v in self._views),
+            )
+        return views
+
+    def _key(self, view: CompiledView, entity: Mapping[str, Any]) -> str | None:
+        parts = [entity[name] for name in view.keys]
+        for (name, dtype), part in zip(view.keys.items(), parts, strict=True):
+            if part is not None and PYTHON_DTYPES.get(type(part)) is not dtype:
+                raise InvalidRequest(f"{name} is {part!r}, expected {dtype}", field=name)
+        return None if None in parts else canonical_key(parts)
+
+
+def _instant(at: Instant) -> int:
+    if isinstance(at, int):
+        return at
+    try:
+        return parse_instant(at) if isinstance(at, str) else from_datetime(at)
+    except ValueError as problem:
+        raise InvalidRequest(f"at: {problem}", field="at") from problem
+
+
+def _tables(events: Any, sources: Mapping[str, Source]) -> dict[str, pa.Table]:
+    given = events if isinstance(events, Mapping) else dict.fromkeys(sources, events)
+    if len(sources) > 1 and given is not events:
+        raise UsageError(
+            f"the views read {len(sources)} sources", hint="pass {source name: table}: " + ", ".join(sources)
+        )
+    missing = [name for name in sources if name not in given]
+    if missing:
+        raise NotFound("source table", missing[0], given)
+    return {name: pa.table(given[name]) for name in sources}
+
+
+def _contract(source: Source, table: pa.Table, schemas: Path | None) -> Contract:
+    if schemas is not None:
+        return load_contract(schemas, source.contract)
+    fields = []
+    for column in table.schema:
+        avro = next((name for test, name in _AVRO if test(column.type)), None)
+        if avro is None:
+            continue
+        required = column.name == source.event_time
+        fields.append({"name": column.name, "type": avro} if required else _nullable(column.name, avro))
+    if source.event_time not in {f["name"] for f in fields}:
+        near = tuple(str(f["name"]) for f in fields)[:3]
+        problem = f"the table has no timestamp column {source.event_time!r}"
+        raise DefinitionError([Fault(f"{source.name}.event_time", problem, "a column of the table", near)])
+    return parse_contract(source.contract, json.dumps({"type": "record", "name": "Event", "fields": fields}))
+
+
+def _nullable(name: str, avro: Any) -> dict[str, Any]:
+    return {"name": name, "type": ["null", avro], "default": None}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+_AVRO: tuple[tuple[Any, Any], ...] = (
+    (pa.types.is_boolean, "boolean"),
+    (pa.types.is_integer, "long"),
+    (pa.types.is_floating, "double"),
+    (_is_text, "string"),
+    (pa.types.is_timestamp, {"type": "long", "logicalType": "timestamp-micros"}),
+)
+
+
+def _checked(source: Source, contract: Contract, table: pa.Table) -> pa.Table:
+    valid, rejects = check_table(contract, table)
+    if rejects:
+        first = rejects[0]
+        raise InvalidRequest(
+            f"{len(rejects)} of {table.num_rows} events of {source.name} break the contract; "
+            f"row {first.row}: {first.error} ({first.reason})",
+            field=source.name,
+        )
+    rows = valid.num_rows
+    valid = valid.append_column("_partition", pa.array(np.zeros(rows, np.int32)))
+    return valid.append_column("_offset", pa.array(np.arange(rows, dtype=np.int64)))
