@@ -1,0 +1,136 @@
+"""What the stages record beside the values: how far they are, and that they live.
+
+Records are JSON in the fields of a hash, so that an operator can read them with redis-cli. Reading ignores fields it
+does not know, so that workers of two releases can share a store during a rollout.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from math import isfinite
+from typing import Annotated, TypeVar, cast
+
+import msgspec
+from msgspec import Meta
+
+from featurestore.errors import Corrupt
+
+Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+"""Of a log record; -1 stands before the first."""
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Micros = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""Microseconds since the epoch, UTC."""
+Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+LEDGER = ("consumed", "applied", "duplicate", "late", "dead_lettered", "filtered")
+"""The order of a fence's counts."""
+Counts = Annotated[list[Count], Meta(min_length=len(LEDGER), max_length=len(LEDGER))]
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """How far one view's partition is: every entity write up to (generation, offset) is acknowledged."""
+
+    generation: Count
+    offset: Offset
+    """Of the log that fold reads."""
+    vector: dict[Partition, Offset]
+    """Source partition → highest source offset delivered."""
+    ledger: dict[Partition, Counts]
+    """Source partition → counts since the generation began, in the order of `LEDGER`."""
+    event_time: Micros
+    """The latest event time applied."""
+    broker_time: Micros
+    """When the broker took the last record applied."""
+    written_at: Micros
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.generation, self.offset
+
+
+class IntakeMark(msgspec.Struct, frozen=True):
+    """How far intake is with one source partition."""
+
+    lanes: dict[str, Offset]
+    """Lane → last source offset that is in its shuffle topic."""
+    offset: Offset
+    """Last source offset whose event is in the lake or among the dead letters."""
+    ledger: dict[str, Count]
+    """`consumed`, `forwarded`, `dead_lettered`, and dead letters by reason code."""
+    written_at: Micros
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return 0, self.offset
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A sign of life of one partition of one stage."""
+
+    at: Micros
+    position: Offset
+    """Next offset to read."""
+    end: Offset
+    """Next offset the log will give out."""
+    behind_seconds: float
+    waiting_for: str = ""
+    """`kafka`, `redis`, `lake` or `dlq` while it waits for one of them."""
+    stopped: str = ""
+    """Why it will not go on by itself."""
+
+    def __post_init__(self) -> None:
+        # JSON has no infinity; written as null, it would make every beat of the stage unreadable.
+        if not isfinite(self.behind_seconds):
+            raise ValueError(f"behind_seconds is {self.behind_seconds}; expected a finite number")
+
+
+class Put(StrEnum):
+    """What became of a record that was to be put."""
+
+    STORED = "stored"
+    AHEAD = "ahead"
+    """Another writer is further on; nothing was written."""
+    LOST = "lost"
+    """The store holds less than the writer knows to have been acknowledged: it has lost writes. Nothing was written."""
+
+
+Record = TypeVar("Record", Fence, IntakeMark, Beat)
+Positioned = TypeVar("Positioned", Fence, IntakeMark)
+
+_DECODERS: Mapping[type, msgspec.json.Decoder[object]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Fence, IntakeMark, Beat)
+}
+encode = msgspec.json.Encoder().encode
+"""Record → JSON bytes."""
+
+
+def decode(kind: type[Record], data: bytes, where: str) -> Record:
+    """JSON bytes → record. Raises Corrupt, naming `where`, for anything else."""
+    try:
+        record = _DECODERS[kind].decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(
+            f"{where} does not hold {_ARTICLES[kind]}: {error}",
+            hint="see what wrote there; delete the field to start the partition from the beginning of its log",
+        ) from None
+    return cast(Record, record)
+
+
+def decode_all(kind: type[Record], fields: Mapping[bytes, bytes], where: str) -> dict[int, Record]:
+    """The fields of a hash → partition → record. Raises Corrupt."""
+    return {_partition(name, where): decode(kind, data, f"{where}[{name!r}]") for name, data in fields.items()}
+
+
+def judge(found: tuple[int, int] | None, new: tuple[int, int], believed: tuple[int, int] | None) -> Put:
+    """Whether a record at position `new` may replace the one at `found`; `believed` is known to have been stored."""
+    if believed is not None and (found is None or found < believed):
+        return Put.LOST
+    return Put.AHEAD if found is not None and found > new else Put.STORED
+
+
+_ARTICLES = {Fence: "a fence", IntakeMark: "an intake mark", Beat: "a beat"}
+
+
+def _partition(name: bytes, where: str) -> int:
+    if not (name.isdigit() and len(name) <= 10):
+        raise Corrupt(f"{where} has the field {name[:64]!r}; expected the number of a partition")
+    return int(name)

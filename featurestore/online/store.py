@@ -1,0 +1,277 @@
+"""The online store: packed values by entity, and the records of how far the stages are."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, StoreRefused
+from featurestore.online.connection import CONNECTIONS, Endpoint, open_client, parse_endpoint, translated
+from featurestore.online.fences import (
+    Beat,
+    Fence,
+    IntakeMark,
+    Positioned,
+    Put,
+    Record,
+    decode,
+    decode_all,
+    encode,
+    judge,
+)
+from featurestore.online.health import Finding, Info, Level, find, refuse_unsafe
+from featurestore.online.keys import Keyspace
+from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD, Call, evaluate
+
+__all__ = ["Beat", "Fence", "Finding", "IntakeMark", "Level", "OnlineStore", "Put", "Written"]
+
+CHUNK_KEYS = 256
+"""Keys of one atomic write. Redis serves nobody else meanwhile: about 1 ms with values of 1 kB."""
+CHUNK_BYTES = 2 << 20
+"""Bytes of values in one atomic write, unless a single value is larger."""
+WINDOW_CHUNKS = 16
+"""Chunks that are on their way at a time."""
+BEAT_TTL_MS = 24 * 3600 * 1000
+HEADER_BYTES = 64
+"""What every packed value starts with."""
+_SCAN_COUNT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a batch: `written + older + len(misrouted)` is its size."""
+
+    written: int = 0
+    older: int = 0
+    """The store already had the same (generation, offset) or a greater one."""
+    misrouted: list[str] = field(default_factory=list)
+    """Keys whose stored value, of the same generation, comes from another partition. It still stands."""
+
+
+class OnlineStore:
+    """One project's values and records in one Redis server, from one event loop.
+
+    Every method raises Unavailable where the server does not answer in time or cannot take writes, StoreRefused where
+    it must not be used as it is, and InvalidRequest for names and keys that cannot be stored. Nothing is retried.
+    A command that was sent runs to its end even where the task that waits for it is cancelled: a connection abandoned
+    halfway could hand its answer to someone else.
+    """
+
+    def __init__(self, client: Redis, keyspace: Keyspace, address: str) -> None:
+        self._client = client
+        self._keys = keyspace
+        self.address = address
+        self._running: set[asyncio.Task[Any]] = set()
+        self._last_put: dict[tuple[bytes, int], bytes] = {}
+
+    @classmethod
+    def connect(
+        cls, url: str, *, project: str = "fs", timeout_seconds: float = 5.0, connections: int = CONNECTIONS
+    ) -> Self:
+        """Opens no connection yet. `timeout_seconds` bounds each wait: for a connection, its opening, and an answer.
+
+        Raises ConfigError for what is no Redis URL.
+        """
+        endpoint: Endpoint = parse_endpoint(url)
+        client = open_client(endpoint, timeout_seconds=timeout_seconds, connections=connections)
+        return cls(client, Keyspace(project), endpoint.address)
+
+    def __repr__(self) -> str:
+        return f"OnlineStore({self.address!r}, project={self._keys.project!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Waits for commands under way, then closes the connections."""
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._client.aclose()
+
+    async def read(self, view_id: str, keys: Sequence[str]) -> list[bytes | None]:
+        """The stored bytes of each key, in order; None where there are none."""
+        return await self._mget(self._keys.values(view_id, keys))
+
+    async def read_many(self, wanted: Sequence[tuple[str, str]]) -> list[bytes | None]:
+        """As `read`, for (view id, canonical key) pairs, in the same single round trip."""
+        return await self._mget(self._keys.values_of_views(wanted))
+
+    async def write(
+        self, view_id: str, keys: Sequence[str], values: Sequence[bytes], *, ttl_ms: int | None = None
+    ) -> Written:
+        """Stores each value whose (generation, offset) is greater than the stored one's; atomic per key.
+
+        After an error any part of the batch may be stored; writing it again is safe. `ttl_ms` counts from this write
+        and leaves alone what is not written. A key may occur twice. Raises Corrupt where a stored value is too short
+        to be one, after writing the others.
+        """
+        if ttl_ms is not None and ttl_ms <= 0:
+            raise InvalidRequest(f"ttl_ms is {ttl_ms}; expected a positive number or None", field="ttl_ms")
+        _check_values(keys, values)
+        names = self._keys.values(view_id, keys)
+        ttl = b"" if ttl_ms is None else b"%d" % ttl_ms
+        step = _chunk(values)
+        older, misrouted, unreadable = 0, list[str](), list[str]()
+        chunks = range(0, len(names), step)
+        for first in range(0, len(chunks), WINDOW_CHUNKS):
+            starts = chunks[first : first + WINDOW_CHUNKS]
+            calls = [Call(names[i : i + step], [ttl, *values[i : i + step]]) for i in starts]
+            replies = await self._answer(evaluate(self._client, SET_IF_NEWER, calls))
+            for start, (late, astray, foreign) in zip(starts, replies, strict=True):
+                older += late
+                misrouted += [keys[start + i - 1] for i in astray]
+                unreadable += [keys[start + i - 1] for i in foreign]
+        if unreadable:
+            raise _short_values(view_id, unreadable)
+        return Written(len(names) - older - len(misrouted), older, misrouted)
+
+    async def scan_view(self, view_id: str) -> AsyncIterator[str]:
+        """Canonical keys of all stored entities of a view. One that is there throughout comes at least once."""
+        cursor, pattern = 0, self._keys.pattern(view_id)
+        while True:
+            cursor, names = await self._answer(self._client.scan(cursor, match=pattern, count=_SCAN_COUNT))
+            for name in names:
+                yield self._keys.entity(view_id, name)
+            if not cursor:
+                return
+
+    async def fences(self, view_id: str) -> dict[int, Fence]:
+        """Partition → fence. Raises Corrupt."""
+        return await self._records(Fence, self._keys.fences(view_id))
+
+    async def put_fence(self, view_id: str, partition: int, fence: Fence, *, believed: Fence | None = None) -> Put:
+        """Stores a fence unless a greater (generation, offset) stands there.
+
+        `believed` is the fence that the caller knows to be acknowledged: where the store holds less than that it has
+        lost writes, and the answer is `Put.LOST` with nothing written, lest the new fence vouch for them.
+        """
+        return await self._put(self._keys.fences(view_id), partition, fence, believed)
+
+    async def intake_marks(self, source: str) -> dict[int, IntakeMark]:
+        """Source partition → mark. Raises Corrupt."""
+        return await self._records(IntakeMark, self._keys.intake(source))
+
+    async def put_intake_mark(
+        self, source: str, partition: int, mark: IntakeMark, *, believed: IntakeMark | None = None
+    ) -> Put:
+        """As `put_fence`, ordered by the mark's offset."""
+        return await self._put(self._keys.intake(source), partition, mark, believed)
+
+    async def put_beats(self, stage: str, beats: Mapping[int, Beat]) -> None:
+        """`stage` is `intake:<source>` or `fold:<view id>`. Beats are forgotten a day after a stage's last one."""
+        if not beats:
+            return
+        name = self._keys.beats(stage)
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.hset(name, mapping={str(partition): encode(beat) for partition, beat in beats.items()})
+        pipeline.pexpire(name, BEAT_TTL_MS)
+        await self._answer(pipeline.execute())
+
+    async def beats(self, stage: str) -> dict[int, Beat]:
+        """Partition → latest beat, however old. Raises Corrupt."""
+        return await self._records(Beat, self._keys.beats(stage))
+
+    async def server_id(self) -> str:
+        """Changes whenever the server process is another one: after a restart or a failover."""
+        info = await self._answer(self._client.info("server"))
+        return str(info["run_id"])
+
+    async def check(self) -> list[Finding]:
+        """What is right and wrong with the server; raises nothing where it cannot be reached."""
+        try:
+            await self._answer(self._client.ping())
+            started = perf_counter()
+            await self._answer(self._client.ping())
+            spent_ms = (perf_counter() - started) * 1000
+            return find(await self._info(), round_trip_ms=spent_ms, address=self.address)
+        except FeatureStoreError as error:
+            return [Finding("reachable", Level.FAULT, error.message, error.hint)]
+
+    async def require_safe(self) -> None:
+        """Raises StoreRefused unless the server keeps what it is given until that expires."""
+        refuse_unsafe(await self._info(), self.address)
+
+    async def _info(self) -> Info:
+        """INFO, and the policy from CONFIG GET where INFO does not tell it; without what the user may not ask."""
+        info = await self._if_allowed(self._client.info())
+        if "maxmemory_policy" not in info:
+            config = await self._if_allowed(self._client.config_get("maxmemory-policy"))
+            return info | {name.replace("-", "_"): value for name, value in config.items()}
+        return info
+
+    async def _if_allowed(self, command: Awaitable[Any]) -> dict[str, Any]:
+        try:
+            return dict(await self._answer(command))
+        except StoreRefused as refused:
+            # The login itself may have failed, which is no ResponseError; that is for the caller.
+            if isinstance(refused.__cause__, ResponseError):
+                return {}
+            raise
+
+    async def _answer(self, command: Awaitable[Any]) -> Any:
+        task = asyncio.ensure_future(command)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        with translated(self.address):
+            return await asyncio.shield(task)
+
+    async def _mget(self, names: list[bytes]) -> list[bytes | None]:
+        values: list[bytes | None] = await self._answer(self._client.mget(names)) if names else []
+        return values
+
+    async def _records(self, kind: type[Record], name: bytes) -> dict[int, Record]:
+        fields = await self._answer(self._client.hgetall(name))
+        return decode_all(kind, fields, name.decode())
+
+    async def _put(self, name: bytes, partition: int, record: Positioned, believed: Positioned | None) -> Put:
+        """Compare and swap until the verdict on what stands there is the last word.
+
+        One round trip where nobody else wrote the field since this store last did.
+        """
+        new, slot = encode(record), (name, partition)
+
+        def verdict(stored: bytes) -> Put:
+            found = decode(type(record), stored, f"{name.decode()}[{partition}]").position if stored else None
+            return judge(found, record.position, believed.position if believed else None)
+
+        stored = self._last_put.get(slot)
+        if stored is None or verdict(stored) is not Put.STORED:
+            stored = await self._answer(self._client.hget(name, str(partition))) or b""
+        while (outcome := verdict(stored)) is Put.STORED:
+            call = Call([name], [b"%d" % partition, stored, new])
+            [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
+            if found is None:
+                self._last_put[slot] = new
+                break
+            stored = found
+        return outcome
+
+
+def _check_values(keys: Sequence[str], values: Sequence[bytes]) -> None:
+    if len(keys) != len(values):
+        raise InvalidRequest(f"{len(keys)} keys came with {len(values)} values; expected one value per key")
+    shortest = min(map(len, values), default=HEADER_BYTES)
+    if shortest < HEADER_BYTES:
+        raise InvalidRequest(f"a value of {shortest} bytes has no header; expected at least {HEADER_BYTES} bytes")
+
+
+def _short_values(view_id: str, keys: list[str]) -> Corrupt:
+    return Corrupt(
+        f"view {view_id!r} has {len(keys)} stored values shorter than a header, as that of {keys[0][:64]!r}",
+        hint="something else writes under this project's prefix; delete those keys to have them replayed",
+    )
+
+
+def _chunk(values: Sequence[bytes]) -> int:
+    """How many of the values go into one atomic write."""
+    return max(1, min(CHUNK_KEYS, CHUNK_BYTES // max(map(len, values), default=1)))
