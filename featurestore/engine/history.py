@@ -7,7 +7,6 @@ ranges at once: ends by position, sketches by collecting registers, everything e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,15 +83,18 @@ class _Timeline:
         """Ascending in (entity, instant); instants outside the events' span fall just outside it."""
         if self._ranked is not None:
             return entity * self._scale + np.searchsorted(self._ranked, instant)
-        return entity * self._scale + np.clip(instant - self._start + 1, 0, self._scale - 1)
+        codes: np.ndarray = entity * self._scale + np.clip(instant - self._start + 1, 0, self._scale - 1)
+        return codes
 
     def before(self, entity: np.ndarray, instant: np.ndarray) -> np.ndarray:
         """How many events sort before (entity, instant)."""
-        return np.searchsorted(self._codes, self._code(entity, instant))
+        rows: np.ndarray = np.searchsorted(self._codes, self._code(entity, instant))
+        return rows
 
     def start(self, entity: np.ndarray) -> np.ndarray:
         """How many events sort before the entity's first."""
-        return np.searchsorted(self._codes, entity * self._scale)
+        rows: np.ndarray = np.searchsorted(self._codes, entity * self._scale)
+        return rows
 
 
 class _Questions:

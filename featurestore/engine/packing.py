@@ -185,7 +185,7 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     starts = (np.cumsum(lengths) - lengths) // 8
     header = words[starts[:, None] + np.arange(HEADER_WORDS)]
     _check(layout, header, lengths)
-    heap = (starts + header[:, HEAP_WORD]) * 8
+    heap = np.stack([starts + header[:, HEAP_WORD], starts + header[:, TOTAL_WORDS]], axis=1) * 8
     position = starts + HEADER_WORDS
     end = starts + header[:, HEAP_WORD]
     groups: list[TileRows] = []
@@ -237,8 +237,9 @@ def _field(field: Field, raw: np.ndarray, heap: np.ndarray, buffer: bytes) -> np
         return raw
     if field.kind == "f8":
         return np.ascontiguousarray(raw).view(np.float64)
-    base = heap << LENGTH_BITS
-    references = raw + (base if raw.ndim == 1 else base[:, None])
-    if references.size and int(((references >> LENGTH_BITS) + (references & LENGTH_MASK)).max()) > len(buffer):
+    start, stop = (heap[:, 0], heap[:, 1]) if raw.ndim == 1 else (heap[:, :1], heap[:, 1:])
+    ends = start + (raw >> LENGTH_BITS) + (raw & LENGTH_MASK)
+    if ((raw < 0) | (ends < start) | (ends > stop)).any():
         raise _broken()
+    references = raw + (start << LENGTH_BITS)
     return references if field.kind == "text" else _sketch_registers(np.frombuffer(buffer, np.uint8), references)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from featurestore.engine.array import ragged
 from featurestore.engine.columns import StringPool
 from featurestore.engine.packing import LENGTH_BITS, LENGTH_MASK
+from featurestore.errors import Corrupt
 
 
 def pool_encoder(pool: StringPool, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +24,10 @@ def resolve(buffer: bytes, references: np.ndarray) -> np.ndarray:
     """References into a buffer of packed values → object array of str."""
     starts, lengths = references >> LENGTH_BITS, references & LENGTH_MASK
     texts = np.empty(references.shape, object)
-    texts[:] = [buffer[a : a + n].decode() for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    try:
+        texts[:] = [buffer[a : a + n].decode() for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    except UnicodeDecodeError as error:
+        raise Corrupt("a stored text is no UTF-8", hint="run featurestore rebuild") from error
     return texts
 
 

@@ -89,7 +89,7 @@ def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: In
         exists, newest = valid, as_of
         shown = _scalars(a.dtype, values, valid, texts)
     status = np.full(instants.at.shape, OK)
-    stands_on = instants.latest if newest is None else np.where(exists, newest, NEVER)
+    stands_on = instants.latest if newest is None else np.where(exists & instants.found, newest, NEVER)
     if a.latest and ttl is not None:
         expired = exists & (instants.at - stands_on > ttl)
         valid, status = valid & ~expired, np.where(expired, EXPIRED, status)
@@ -98,7 +98,7 @@ def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: In
         shown = np.where(empty, np.array(a.default, shown.dtype), shown)
         valid, status = valid | empty, np.where(empty, DEFAULT, status)
     status = np.where(instants.found, status, NOT_FOUND).astype(np.uint8)
-    return FeatureColumn(a.name, a.dtype, a.many, shown, valid, status, np.where(instants.found, stands_on, NEVER))
+    return FeatureColumn(a.name, a.dtype, a.many, shown, valid, status, stands_on)
 
 
 def _scalars(dtype: Dtype, values: np.ndarray, valid: np.ndarray, texts: Texts) -> np.ndarray:
@@ -134,7 +134,7 @@ def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Ins
             _scalars(derived.dtype, values, column.valid, pool.texts),
             column.valid,
             _worst([c.status for c in used], instants),
-            np.where(instants.found, instants.latest, NEVER),
+            instants.latest,
         )
     return [known[name] for name in view.order]
 
