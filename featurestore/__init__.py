@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.expressions import col, feature, when
     from featurestore.definitions.model import Entity, FeatureService, FeatureView, Source, feature_view
     from featurestore.errors import FeatureStoreError
+    from featurestore.offline.export import export
 
 _HOMES = {
     "Entity": "featurestore.definitions.model",
@@ -22,6 +23,7 @@ _HOMES = {
     "Source": "featurestore.definitions.model",
     "agg": "featurestore.definitions.aggregates",
     "col": "featurestore.definitions.expressions",
+    "export": "featurestore.offline.export",
     "feature": "featurestore.definitions.expressions",
     "feature_view": "featurestore.definitions.model",
     "when": "featurestore.definitions.expressions",
@@ -36,6 +38,7 @@ __all__ = [
     "Source",
     "agg",
     "col",
+    "export",
     "feature",
     "feature_view",
     "when",
