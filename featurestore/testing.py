@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.clock import Clock, SystemClock, from_datetime, parse_instant
+from featurestore.clock import Clock, SystemClock, format_instant, from_datetime, parse_instant
 from featurestore.contracts.contract import Contract, load_contract, parse_contract
 from featurestore.contracts.tables import check_table
 from featurestore.definitions.compile import check
@@ -34,34 +33,39 @@ Instant = int | str | datetime
 """Microseconds since 1970 UTC, RFC 3339 text with a zone, or an aware datetime."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The features of one entity. `answer["departures_1h"]` and `answer["airport_delay.departures_1h"]` both work."""
+class Answer(Mapping[str, Any]):
+    """The features of one entity: full name → value, None for null.
 
-    entity: Mapping[str, Any]
-    at: int
-    values: Mapping[str, Any]
-    """By full name; None for null."""
-    status: Mapping[str, str]
+    `answer["departures_1h"]` finds `airport_delay.departures_1h` too, where no other view has such a feature.
+    """
+
+    def __init__(self, entity: Mapping[str, Any], at: int, values: dict[str, Any], status: dict[str, str]) -> None:
+        self.entity = dict(entity)
+        self.at = at
+        """Microseconds since 1970 UTC."""
+        self.status: Mapping[str, str] = status
+        """What each value is worth, by full name: `ok`, `default`, `not_found` or `expired`."""
+        self._values = values
 
     def __getitem__(self, name: str) -> Any:
-        return self.values[self._full(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def _full(self, name: str) -> str:
-        if name in self.values:
-            return name
-        matches = [full for full in self.values if full.partition(".")[2] == name]
+        if name in self._values:
+            return self._values[name]
+        matches = [full for full in self._values if full.partition(".")[2] == name]
         if len(matches) > 1:
             raise InvalidRequest(f"{name!r} is a feature of several views: {', '.join(matches)}", field=name)
         if not matches:
-            raise NotFound("feature", name, [*self.values, *(full.partition(".")[2] for full in self.values)])
-        return matches[0]
+            raise NotFound("feature", name, [*self._values, *(full.partition(".")[2] for full in self._values)])
+        return self._values[matches[0]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        lines = (f"  {name} = {value!r} ({self.status[name]})" for name, value in self._values.items())
+        return "\n".join([f"{self.entity} at {format_instant(self.at)}", *lines])
 
 
 class LocalStore:
@@ -74,14 +78,14 @@ class LocalStore:
 
     def __init__(
         self,
-        views: Sequence[FeatureView],
+        views: Sequence[FeatureView | type],
         events: Any,
         *,
         schemas: str | Path | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
-        sources = {view.source.name: view.source for view in views}
+        sources = {view.source.name: view.source for view in views if isinstance(view, FeatureView)}
         tables = _tables(events, sources)
         contracts = {
             source.contract: _contract(source, tables[name], None if schemas is None else Path(schemas))
@@ -109,7 +113,7 @@ class LocalStore:
             for column in evaluate_history(view, self._batches[view.id], asked, np.array([instant])):
                 values[f"{view.name}.{column.name}"] = column.to_list()[0]
                 status[f"{view.name}.{column.name}"] = STATUSES[int(column.status[0])].value
-        return Answer(dict(entity), instant, values, status)
+        return Answer(entity, instant, values, status)
 
     def _latest(self, view: CompiledView, key: str | None) -> int:
         batch = self._batches[view.id]
