@@ -1,0 +1,204 @@
+"""Training sets: for each row of a spine, the values the online store has at that row's instant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore.clock import format_instant
+from featurestore.definitions.compiled import CompiledService, CompiledSource, CompiledView
+from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
+from featurestore.errors import UsageError
+from featurestore.offline.events import count_events, events_table, read_events
+from featurestore.offline.files import PARQUET, write_durably
+from featurestore.offline.history import History, by_source, narrowed
+from featurestore.offline.lake import Lake
+from featurestore.offline.manifest import MANIFEST, ExportedFile, Manifest
+from featurestore.offline.output import check_target, replacing
+from featurestore.offline.spine import Spine, read_spine, refuse_clashes
+from featurestore.registry.catalog import Catalog
+from featurestore.telemetry import package_version
+from featurestore.types import STATUSES, Dtype
+
+MAX_ROWS = 1_000_000
+"""Rows of the spine that are computed, and stored in one file, at a time."""
+
+STATUS_SUFFIX = "__status"
+_STATUS_TYPE = pa.string()
+_STATUS_TEXTS = pa.array([status.value for status in STATUSES], _STATUS_TYPE)
+
+
+def export(  # noqa: PLR0913 - the words of the verb
+    service: str,
+    spine: Any,
+    out: Path | str,
+    *,
+    lake: Lake,
+    catalog: Catalog,
+    now: int,
+    time_column: str = "event_time",
+    status: bool = False,
+    as_served: bool = False,
+) -> Manifest:
+    """Write `out/part-*.parquet` and `out/manifest.json`: the spine's rows, in order, with a column for each feature.
+
+    `service` as in `flight_delay`, `flight_delay@prod`, `flight_delay@3`; `spine` as `read_spine` takes it; `status`
+    adds a `<view>.<feature>__status` column for each feature; `now` (µs) is written into the manifest only. Nulls stay
+    null; each value counts every event with `event_time <= T` (`exact`). The directory appears, or is replaced, as a
+    whole. Raises UsageError (a bad spine, an unknown service, no events, an `out` that is not an export), Unavailable.
+    """
+    if as_served:
+        hint = "leave it out: `exact` counts every event with event_time <= T, whenever it arrived"
+        raise UsageError("as_served exports are not there yet", hint=hint, field="as_served")
+    target = Path(out).absolute()
+    check_target(target)
+    resolved, number = catalog.resolve(service)
+    views = service_views(resolved, catalog)
+    checked = read_spine(spine, key_columns(views), time_column)
+    versions = {name: lake.version(name) for name in {events_table(view.source.name) for view in views}}
+    known = {name: version for name, version in sorted(versions.items()) if version is not None}
+    builder = Builder(lake, views, resolved.columns, checked, status=status, versions=known)
+    with replacing(target) as draft:
+        manifest = Manifest(
+            kind="exact",
+            service=resolved.name,
+            version=number,
+            rows=len(checked),
+            time_column=time_column,
+            columns=tuple(builder.schema.names[checked.table.num_columns :]),
+            files=_write_parts(draft, builder),
+            views={view.id: view.fingerprint for view in views},
+            service_fingerprint=resolved.fingerprint,
+            registry_revision=catalog.revision,
+            lake_versions=known,
+            spine_sha256=digest(checked.table),
+            created_at=format_instant(now),
+            engine=package_version(),
+        )
+        write_durably(draft / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def build(
+    lake: Lake,
+    views: Sequence[CompiledView],
+    columns: Sequence[tuple[str, str]],
+    spine: Spine,
+    *,
+    status: bool = False,
+) -> pa.Table:
+    """The whole training set in memory; `columns` are `(view name, feature)` pairs."""
+    builder = Builder(lake, views, columns, spine, status=status, versions={})
+    parts = [builder.rows(start) for start in range(0, len(spine), MAX_ROWS)]
+    return pa.concat_tables(parts) if parts else builder.schema.empty_table()
+
+
+class Builder:
+    """Computes the rows of a training set, a piece at a time. Events are read when it is made."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        views: Sequence[CompiledView],
+        columns: Sequence[tuple[str, str]],
+        spine: Spine,
+        *,
+        status: bool,
+        versions: Mapping[str, int],
+    ) -> None:
+        self._views = {
+            view.name: narrowed(view, [feature for name, feature in columns if name == view.name]) for view in views
+        }
+        self._columns, self._status = tuple(columns), status
+        self.spine = spine
+        added = _added_fields(self._views, columns, status)
+        refuse_clashes(spine, {field.name for field in added})
+        self.schema = pa.schema([*spine.table.schema, *added])
+        _require_events(lake, views, versions)
+        until = int(spine.at.max()) if len(spine) else None
+
+        def read(source: CompiledSource, names: Sequence[str], _: Sequence[CompiledView]) -> pa.Table:
+            return read_events(lake, source, names, until=until, version=versions.get(events_table(source.name)))
+
+        self._history = History(list(self._views.values()) if len(spine) else [], read)
+
+    def rows(self, start: int) -> pa.Table:
+        """At most `MAX_ROWS` rows from `start` on."""
+        rows = slice(start, start + MAX_ROWS)
+        at = self.spine.at[rows]
+        keys = {view.id: self.spine.canonical(tuple(view.keys), rows) for view in self._views.values()}
+        answers = self._history.evaluate(keys, at)
+        found = {(view.name, column.name): column for view in self._views.values() for column in answers[view.id]}
+        arrays = list(self.spine.table.slice(start, at.size).columns)
+        for wanted in self._columns:
+            arrays += _arrays(found[wanted], self._status)
+        return pa.table(arrays, schema=self.schema)
+
+
+def service_views(service: CompiledService, catalog: Catalog) -> list[CompiledView]:
+    return [catalog.views[key] for key in service.views]
+
+
+def key_columns(views: Sequence[CompiledView]) -> dict[str, Dtype]:
+    """Every entity key of the views, in order; the compiler has made sure that a name has one type."""
+    return {name: dtype for view in views for name, dtype in view.keys.items()}
+
+
+def digest(table: pa.Table) -> str:
+    """SHA-256 (hex) of a table as one Arrow IPC stream: of its values, names and types, not of how it was chunked."""
+    sink = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata(None).combine_chunks()
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain, max_chunksize=MAX_ROWS)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def _added_fields(
+    views: Mapping[str, CompiledView], columns: Sequence[tuple[str, str]], status: bool
+) -> list[pa.Field]:
+    fields = []
+    for view, feature in columns:
+        dtype, many = views[view].types[feature]
+        kind = ARROW_TYPES[dtype]
+        fields.append(pa.field(f"{view}.{feature}", pa.list_(kind) if many else kind))
+        if status:
+            fields.append(pa.field(f"{view}.{feature}{STATUS_SUFFIX}", _STATUS_TYPE))
+    return fields
+
+
+def _arrays(column: FeatureColumn, status: bool) -> list[pa.Array]:
+    values = column.to_arrow()
+    return [values, _STATUS_TEXTS.take(pa.array(column.status))] if status else [values]
+
+
+def _require_events(lake: Lake, views: Sequence[CompiledView], versions: Mapping[str, int]) -> None:
+    """Without any event every count would be 0 and look like a fact."""
+    for group in by_source(views).values():
+        source = group[0].source
+        if not count_events(lake, source, versions.get(events_table(source.name))):
+            raise UsageError(
+                f"no events of source {source.name!r} in the lake {lake.url}, which {group[0].id} needs",
+                hint=f"is FS_LAKE the lake that the worker of topic {source.topic} writes to, and has it run?",
+                field="lake",
+            )
+
+
+def _write_parts(directory: Path, builder: Builder) -> tuple[ExportedFile, ...]:
+    # An empty spine gives one file without rows, so that readers find the schema.
+    starts = range(0, max(1, len(builder.spine)), MAX_ROWS)
+    return tuple(_write_part(directory, number, builder, start) for number, start in enumerate(starts))
+
+
+def _write_part(directory: Path, number: int, builder: Builder, start: int) -> ExportedFile:
+    rows = builder.rows(start) if len(builder.spine) else builder.schema.empty_table()
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, **PARQUET)
+    data = sink.getvalue()
+    name = f"part-{number:05}.parquet"
+    write_durably(directory / name, data)
+    return ExportedFile(name, rows.num_rows, hashlib.sha256(data).hexdigest())

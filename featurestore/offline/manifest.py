@@ -1,0 +1,64 @@
+"""What an export says about itself: enough to tell whether two training sets are the same, and from what they came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import Corrupt
+
+MANIFEST = "manifest.json"
+FORMAT = "featurestore-export/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`files` are in row order: read one after the other they are the spine's rows, in the spine's order."""
+
+    kind: str
+    """`exact`: every event with `event_time <= T` counts, however late it arrived."""
+    service: str
+    version: int
+    rows: int
+    time_column: str
+    columns: tuple[str, ...]
+    """Feature columns, in order, `<view>.<feature>`."""
+    files: tuple[ExportedFile, ...]
+    views: Mapping[str, str]
+    """`view@version` → fingerprint of what the view means."""
+    service_fingerprint: str
+    registry_revision: int
+    lake_versions: Mapping[str, int]
+    """Table → the Delta version that was read."""
+    spine_sha256: str
+    """Of the spine as an Arrow IPC stream."""
+    created_at: str
+    engine: str
+    """Version of featurestore."""
+    format: str = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(directory: Path | str) -> Manifest:
+    """The manifest of an export. Raises Corrupt where it is not one of ours."""
+    path = Path(directory) / MANIFEST
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']!r}")
+        files = tuple(ExportedFile(**file) for file in data.pop("files"))
+        return Manifest(files=files, columns=tuple(data.pop("columns")), **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{path} is no manifest of an export: {error}") from error
