@@ -1,0 +1,168 @@
+"""Whether what a view holds is fresh, per partition: what heartbeats and fences say, read in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from featurestore.clock import SECOND, Clock
+from featurestore.definitions.compiled import CompiledView
+from featurestore.errors import FeatureStoreError
+from featurestore.online.store import Beat, Fence, OnlineStore
+from featurestore.telemetry import get_logger
+from featurestore.types import STATUS_CODES, Status
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 5.0
+"""A heartbeat may be this old, and a poll interval more, before nobody vouches for its partition."""
+
+_OK, _LATE, _STALE = 0, 1, 2
+_STATUSES = (Status.OK, Status.LATE_PIPELINE, Status.STALE)
+_CODES = np.array([STATUS_CODES[status] for status in _STATUSES], np.uint8)
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFreshness:
+    """One fold partition of a view, for people. `position` and `end` are offsets of the topic it folds."""
+
+    status: Status
+    behind_seconds: float
+    beat_age_seconds: float
+    position: int
+    end: int
+    waiting_for: str
+    stopped: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewFreshness:
+    """Status codes by fold partition."""
+
+    codes: np.ndarray
+    uniform: int | None
+    """The code where all partitions have the same one."""
+    unseen: int | None = None
+    """The code of entities that were not found, where their partition cannot be told from the key: an aligned source is
+    partitioned by its producers."""
+
+    def of(self, keys: Sequence[str | None], partition: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """`uint8[n]`: the code of the partition that feeds each entity.
+
+        `partition` counts where `found`; an entity that was never seen belongs where its key hashes to.
+        """
+        if self.uniform is not None:
+            return np.full(len(keys), self.uniform, np.uint8)
+        count = self.codes.size
+        known = found & (partition < count)
+        if self.unseen is not None:
+            return np.where(known, self.codes[np.where(known, partition, 0)], np.uint8(self.unseen))
+        home = np.where(known, partition, 0)
+        for row in np.flatnonzero(~known).tolist():
+            home[row] = partition_of(keys[row] or "", count)
+        return self.codes[home]
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The shuffle partition of a canonical key."""
+    return xxhash.xxh3_64_intdigest(key.encode()) % partitions
+
+
+_UNVOUCHED = ViewFreshness(_CODES[[_STALE]], STATUS_CODES[Status.STALE])
+
+
+class FreshnessBoard:
+    """The latest known freshness of every watched view. `refresh` reads it, `run` keeps reading, `of` only looks."""
+
+    def __init__(self, store: OnlineStore, clock: Clock, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._store, self._clock, self._poll_seconds = store, clock, poll_seconds
+        self._grace = int((GRACE_SECONDS + poll_seconds) * SECOND)
+        self._views: dict[str, CompiledView] = {}
+        self._fresh: dict[str, ViewFreshness] = {}
+        self._fences: dict[str, dict[int, Fence]] = {}
+        self._highest: dict[tuple[str, int], tuple[int, int]] = {}
+        self._report: dict[str, dict[int, PartitionFreshness]] = {}
+        self._refreshed = 0
+        self._trouble = ""
+
+    def watch(self, views: Iterable[CompiledView]) -> None:
+        """Replaces the views to look after. A view that is new is stale until the next refresh."""
+        self._views = {view.id: view for view in views}
+        self._fresh = {view: fresh for view, fresh in self._fresh.items() if view in self._views}
+
+    def of(self, view_id: str) -> ViewFreshness:
+        if self._clock.now() - self._refreshed > self._grace:
+            return _UNVOUCHED
+        return self._fresh.get(view_id, _UNVOUCHED)
+
+    def fences(self, view_id: str) -> Mapping[int, Fence]:
+        """By fold partition, as of the last refresh."""
+        return self._fences.get(view_id, {})
+
+    def report(self) -> Mapping[str, Mapping[int, PartitionFreshness]]:
+        """Per view and partition, as of the last refresh."""
+        return {view: self._report.get(view, {}) for view in self._views}
+
+    async def run(self) -> None:
+        """Refreshes until cancelled; trouble with the store is logged once and then waited out."""
+        while True:
+            try:
+                await self.refresh()
+                self._trouble = ""
+            except FeatureStoreError as error:
+                if self._trouble != error.code:
+                    _log.warning("freshness is unknown", reason=error.message)
+                self._trouble = error.code
+            await asyncio.sleep(self._poll_seconds)
+
+    async def refresh(self) -> None:
+        """Raises Unavailable."""
+        views = dict(self._views)
+        sources = {view.source.name for view in views.values()}
+        intakes = {source: await self._store.beats(f"intake:{source}") for source in sources}
+        folds = {view: await self._store.beats(f"fold:{view}") for view in views}
+        fences = {view: await self._store.fences(view) for view in views}
+        # Nothing is awaited from here on, so that lookups see all views of one reading, or of the one before.
+        self._fences = fences
+        for view in views.values():
+            self._judge(view, intakes[view.source.name], folds[view.id])
+        self._refreshed = self._clock.now()
+
+    def _judge(self, view: CompiledView, intake: Mapping[int, Beat], folds: Mapping[int, Beat]) -> None:
+        now, count = self._clock.now(), max(folds, default=-1) + 1
+        upstream = {p: self._rank(view, beat, now) for p, beat in intake.items()}
+        worst_upstream = max(upstream.values(), default=_STALE)
+        ranks = []
+        for partition in range(count):
+            before = upstream.get(partition, _STALE) if view.aligned else worst_upstream
+            own = max(self._rank(view, folds.get(partition), now), self._repair(view.id, partition))
+            ranks.append(max(before, own))
+        codes = _CODES[ranks] if ranks else _UNVOUCHED.codes
+        same = bool((codes == codes[0]).all())
+        unseen = int(_CODES[max(ranks)]) if ranks and view.aligned else None
+        self._fresh[view.id] = ViewFreshness(codes, int(codes[0]) if same else None, unseen)
+        self._report[view.id] = {p: _described(folds[p], _STATUSES[ranks[p]], now) for p in sorted(folds)}
+
+    def _rank(self, view: CompiledView, beat: Beat | None, now: int) -> int:
+        if beat is None or beat.stopped or now - beat.at > self._grace:
+            return _STALE
+        behind = view.freshness is not None and beat.behind_seconds * SECOND > view.freshness
+        return _LATE if behind else _OK
+
+    def _repair(self, view_id: str, partition: int) -> int:
+        """Stale while the store knows less than it did: it lost writes, and the worker is going over them again."""
+        fence = self._fences[view_id].get(partition)
+        reached = (fence.generation, fence.offset) if fence is not None else (-1, -1)
+        highest = max(self._highest.get((view_id, partition), reached), reached)
+        self._highest[view_id, partition] = highest
+        return _STALE if reached < highest else _OK
+
+
+def _described(beat: Beat, status: Status, now: int) -> PartitionFreshness:
+    age = max(0.0, (now - beat.at) / SECOND)
+    return PartitionFreshness(status, beat.behind_seconds, age, beat.position, beat.end, beat.waiting_for, beat.stopped)

@@ -1,0 +1,182 @@
+"""What a lookup found, column by column, and its three shapes as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from featurestore.clock import SECOND, format_instant
+from featurestore.engine.columns import NEVER
+from featurestore.serving.plan import LookupPlan
+from featurestore.serving.requests import KeyValue
+from featurestore.types import STATUS_CODES, STATUSES, Status
+
+Origin = Literal["online", "lake", "mixed"]
+
+_WORST_FIRST = (
+    Status.UNAVAILABLE,
+    Status.DEADLINE,
+    Status.STALE,
+    Status.LATE_PIPELINE,
+    Status.LAST_KNOWN,
+    Status.NOT_FOUND,
+    Status.EXPIRED,
+    Status.DEFAULT,
+    Status.OK,
+)
+"""Which status is told where several hold.
+
+What could not be read at all comes first, then what nobody vouches for, then what is known to be behind: the event
+that would make a `not_found` or `expired` untrue may be the one that is still on its way.
+"""
+_RANKS = np.zeros(len(STATUSES), np.uint8)
+_RANKS[[STATUS_CODES[status] for status in _WORST_FIRST]] = np.arange(len(STATUSES), 0, -1)
+_FIRST_DEGRADED = STATUS_CODES[Status.STALE]
+_TEXTS = np.array([str(status) for status in STATUSES], object)
+_encode = msgspec.json.Encoder().encode
+
+
+def overlaid(status: np.ndarray, overlay: np.ndarray) -> np.ndarray:
+    """The worse of two statuses, row by row (codes, uint8)."""
+    return np.where(_RANKS[overlay] > _RANKS[status], overlay, status)
+
+
+class _Row(msgspec.Struct, gc=False):
+    values: tuple[Any, ...]
+    status: str | list[str]
+
+
+@dataclass(eq=False)
+class Block:
+    """n rows of one plan, of one request or of several that were evaluated together."""
+
+    columns: list[list[Any]]
+    """JSON-ready values, one list of n per column of the answer."""
+    status: np.ndarray
+    """`uint8[columns, n]`, codes of `types.STATUS_CODES`."""
+    as_of: list[np.ndarray]
+    """`int64[n]` µs per column; NEVER where a value stands on no event."""
+    at: list[np.ndarray]
+    """`int64[n]` µs per column: the instant each value holds for."""
+
+    @cached_property
+    def lowest_and_highest(self) -> tuple[int, int]:
+        return (int(self.status.min()), int(self.status.max())) if self.status.size else (0, 0)
+
+    @cached_property
+    def rows(self) -> list[_Row]:
+        return list(map(_Row, zip(*self.columns, strict=True), self._row_statuses()))
+
+    def _row_statuses(self) -> list[Any]:
+        low, high = self.lowest_and_highest
+        if low == high:
+            return [_TEXTS[low]] * self.status.shape[1]
+        first = self.status[0]
+        texts: list[Any] = _TEXTS[first].tolist()
+        mixed = np.flatnonzero((self.status != first).any(axis=0))
+        for row, statuses in zip(mixed.tolist(), _TEXTS[self.status[:, mixed].T].tolist(), strict=True):
+            texts[row] = statuses
+        return texts
+
+
+def placeholder(plan: LookupPlan, rows: int, at: int, status: Status) -> Block:
+    """Declared defaults, else nulls, for rows that could not be read."""
+    width = len(plan.defaults)
+    never, instant = np.full(rows, NEVER, np.int64), np.full(rows, at, np.int64)
+    return Block(
+        columns=[[default] * rows for default in plan.defaults],
+        status=np.full((width, rows), STATUS_CODES[status], np.uint8),
+        as_of=[never] * width,
+        at=[instant] * width,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """Rows `start` to `stop` of a block, which is one request's part of it."""
+
+    block: Block
+    start: int
+    stop: int
+    at: int
+    """The request's T, µs."""
+    source: Origin = "online"
+
+    @property
+    def degraded(self) -> bool:
+        """Whether some value is worth less than the truth: stale, behind, or not read at all."""
+        if self.block.lowest_and_highest[1] < _FIRST_DEGRADED or self.start == self.stop:
+            return False
+        return int(self.block.status[:, self.start : self.stop].max()) >= _FIRST_DEGRADED
+
+
+def encode(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]], shape: str, spent_ms: float) -> bytes:
+    """The response's body. `shape` is a key of SHAPES."""
+    member, body = SHAPES[shape](plan, answer, entities)
+    return b"".join(
+        (
+            plan.head,
+            format_instant(answer.at).encode(),
+            b'","spent_ms":%.3f,"source":"%s","features":' % (spent_ms, answer.source.encode()),
+            plan.names,
+            member,
+            body,
+            b"}",
+        )
+    )
+
+
+def _lean(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
+    return b',"rows":', _encode(answer.block.rows[answer.start : answer.stop])
+
+
+def _by_column(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
+    part = slice(answer.start, answer.stop)
+    columns = [
+        {"values": values[part], "status": _column_status(status[part])}
+        for values, status in zip(answer.block.columns, answer.block.status, strict=True)
+    ]
+    return b',"columns":', _encode(columns)
+
+
+def _column_status(status: np.ndarray) -> Any:
+    same = status.size > 0 and bool((status == status[0]).all())
+    return _TEXTS[status[0]] if same else _TEXTS[status].tolist()
+
+
+def _full(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
+    block, part = answer.block, slice(answer.start, answer.stop)
+    features = [
+        _described(values[part], status[part], as_of[part], at[part])
+        for values, status, as_of, at in zip(block.columns, block.status, block.as_of, block.at, strict=True)
+    ]
+    names, keys = plan.service.feature_names, plan.entities.names
+    rows = [
+        {"entity": dict(zip(keys, key, strict=True)), "features": dict(zip(names, row, strict=True))}
+        for key, row in zip(zip(*entities, strict=True), zip(*features, strict=True), strict=True)
+    ]
+    return b',"rows":', _encode(rows)
+
+
+def _described(values: list[Any], status: np.ndarray, as_of: np.ndarray, at: np.ndarray) -> list[dict[str, Any]]:
+    texts = _TEXTS[status].tolist()
+    seen, ages = as_of.tolist(), ((at - as_of) / SECOND).tolist()
+    return [
+        {"value": value, "status": text, "as_of": format_instant(when), "age_seconds": age}
+        if when != NEVER
+        else {"value": value, "status": text, "as_of": None, "age_seconds": None}
+        for value, text, when, age in zip(values, texts, seen, ages, strict=True)
+    ]
+
+
+SHAPES: dict[str, Callable[[LookupPlan, Answer, Sequence[list[KeyValue]]], tuple[bytes, bytes]]] = {
+    "lean": _lean,
+    "full": _full,
+    "columns": _by_column,
+}
+"""Value of `?shape=` → the envelope's last member, name and content."""

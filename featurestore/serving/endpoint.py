@@ -1,0 +1,138 @@
+"""`POST /v1/lookup` without a framework: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+from featurestore import telemetry
+from featurestore.definitions.compiled import CompiledView
+from featurestore.engine.read import ViewReader
+from featurestore.errors import FeatureStoreError, near_matches
+from featurestore.registry.catalog import Catalog
+from featurestore.serving import problems
+from featurestore.serving.answers import SHAPES, encode
+from featurestore.serving.lookup import LookupEngine
+from featurestore.serving.plan import LookupPlan, compile_plan
+from featurestore.serving.problems import Problem, Refused, invalid
+from featurestore.serving.requests import parse_lookup
+
+JSON = "application/json"
+
+_log = telemetry.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    media_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def problem_response(problem: Problem) -> Response:
+    headers = (("allow", ", ".join(problem.allow)),) if problem.allow else ()
+    return Response(problem.status, problems.MEDIA_TYPE, problem.encode(), headers)
+
+
+class Plans:
+    """Plans of the catalog in use, by the service's name as requests write it (`flight_delay`, `flight_delay@3`)."""
+
+    def __init__(self, current: Callable[[], Catalog | None]) -> None:
+        self._current = current
+        self._catalog: Catalog | None = None
+        self._plans: dict[str, LookupPlan] = {}
+        self._readers: dict[str, ViewReader] = {}
+
+    def of(self, service: str) -> LookupPlan:
+        """Raises NotFound with near matches, and Refused while there is no catalog."""
+        catalog = self._current()
+        if catalog is None:
+            hint = "the registry could not be read yet; /readyz says more"
+            raise Refused(Problem(503, "unavailable", "no definitions are loaded", "registry", hint))
+        if catalog is not self._catalog:
+            self._catalog, self._plans = catalog, {}
+            kept = {view.fingerprint for view in catalog.views.values()}
+            self._readers = {print_: reader for print_, reader in self._readers.items() if print_ in kept}
+        plan = self._plans.get(service)
+        if plan is None:
+            found, version = catalog.resolve(service)
+            plan = self._plans[service] = compile_plan(catalog, found, version, self._reader)
+        return plan
+
+    def _reader(self, view: CompiledView) -> ViewReader:
+        reader = self._readers.get(view.fingerprint)
+        if reader is None:
+            reader = self._readers[view.fingerprint] = ViewReader(view)
+        return reader
+
+
+class LookupEndpoint:
+    """Never raises: every fault becomes a problem document."""
+
+    def __init__(self, plans: Plans, engine: LookupEngine) -> None:
+        self._plans, self._engine = plans, engine
+        self._meters: dict[str, tuple[Callable[..., None], ...]] = {}
+
+    async def respond(self, body: bytes, query: bytes) -> Response:
+        started = asyncio.get_running_loop().time()
+        service = ""
+        try:
+            request = parse_lookup(body)
+            shape = _shape(query)
+            plan = self._plans.of(request.service)
+            service = plan.service.name
+            entities = plan.entities.read(request.entities)
+            budget = request.budget_ms if request.budget_ms is not None else plan.service.budget_ms
+            answer = await self._engine.lookup(plan, entities, request.at, budget)
+            spent = asyncio.get_running_loop().time() - started
+            content = encode(plan, answer, entities, shape, spent * 1e3)
+        except Refused as refused:
+            return self._refuse(service, refused.problem)
+        except FeatureStoreError as error:
+            return self._refuse(service, logged(error))
+        except Exception as error:  # noqa: BLE001 nothing about it may reach the client
+            return self._refuse(service, logged(error))
+        self._count(service, spent, answer.degraded)
+        return Response(200, JSON, content)
+
+    def _count(self, service: str, seconds: float, degraded: bool) -> None:
+        meters = self._meters.get(service)
+        if meters is None:
+            observe = telemetry.LOOKUP_DURATION.labels(service).observe
+            counts = [telemetry.LOOKUPS.labels(service, outcome).inc for outcome in ("ok", "degraded")]
+            meters = self._meters[service] = (observe, *counts)
+        meters[0](seconds)
+        meters[1 + degraded]()
+
+    def _refuse(self, service: str, problem: Problem) -> Response:
+        telemetry.LOOKUPS.labels(service, problem.code).inc()
+        return problem_response(problem)
+
+
+def logged(error: Exception) -> Problem:
+    """The problem for an error; what a client must not see of it goes to the log, under the problem's `instance`."""
+    problem = problems.of_error(error) if isinstance(error, FeatureStoreError) else problems.INTERNAL
+    if problem.status < 500:
+        return problem
+    instance = f"urn:uuid:{uuid4()}"
+    _log.error("a request failed", instance=instance, code=problem.code, exc_info=error)
+    return replace(problem, instance=instance)
+
+
+_PLAIN_SHAPES = {b"": "lean"} | {f"shape={name}".encode(): name for name in SHAPES}
+
+
+def _shape(query: bytes) -> str:
+    """Other query parameters are ignored."""
+    shape = _PLAIN_SHAPES.get(query)
+    if shape is not None:
+        return shape
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("shape", ["lean"])[-1]
+    if asked not in SHAPES:
+        hint = f"expected {', '.join(SHAPES)}"
+        raise invalid(f"there is no shape {asked[:64]!r}", field="shape", hint=hint, near=near_matches(asked, SHAPES))
+    return asked

@@ -1,0 +1,169 @@
+"""Rows that lie before what the online state can answer exactly: answered from the lake, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.definitions.compiled import CompiledSource, CompiledView
+from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
+from featurestore.errors import AtOutOfRange, Unavailable
+from featurestore.monitor.freshness import FreshnessBoard
+from featurestore.offline.lake import Lake
+from featurestore.offline.point import covers, lookup_at
+from featurestore.serving.answers import Answer, Block, Origin, overlaid, placeholder
+from featurestore.serving.plan import LookupPlan
+from featurestore.serving.problems import Problem, Refused
+from featurestore.serving.requests import KeyValue
+from featurestore.telemetry import get_logger
+from featurestore.types import Status
+
+THREADS = 2
+QUEUE = 16
+"""Lookups that may wait for the threads or run in them; one more is refused with 503."""
+LAKE_SECONDS = 30.0
+"""What a lookup without a budget may take."""
+PATIENCE_SECONDS = 10.0
+"""How long the lake has for taking the events that were applied: it does so in intervals of seconds."""
+RETRY_SECONDS = 0.2
+
+T = TypeVar("T")
+
+_log = get_logger(__name__)
+
+
+class PastLookups:
+    """One per process. `close` abandons what still runs."""
+
+    def __init__(self, lake: Lake, board: FreshnessBoard) -> None:
+        self._lake, self._board = lake, board
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lake-lookup")
+        self._busy = 0
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def complete(
+        self,
+        plan: LookupPlan,
+        entities: Sequence[list[KeyValue]],
+        keys: list[list[str | None]],
+        answer: Answer,
+        missing: np.ndarray,
+        budget_ms: float | None,
+    ) -> Answer:
+        """The answer with its `missing` rows (`bool[n]`) computed from events at the answer's `at`.
+
+        Raises AtOutOfRange where the lake lacks events that were applied online, Refused where too many wait. A lake
+        that does not answer makes the rows `unavailable`, a spent budget makes them `deadline`.
+        """
+        rows = np.flatnonzero(missing)
+        seconds = LAKE_SECONDS if budget_ms is None else max(0.0, min(budget_ms / 1e3, LAKE_SECONDS))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._until_covered([part.view for part in plan.parts], seconds)
+                found = await self._found(plan, entities, keys, rows, answer.at)
+        except TimeoutError:
+            found = placeholder(plan, rows.size, answer.at, Status.DEADLINE)
+        except Unavailable as error:
+            _log.error("a lookup is answered without the lake", reason=error.message)
+            found = placeholder(plan, rows.size, answer.at, Status.UNAVAILABLE)
+        source: Origin = "lake" if rows.size == missing.size else "mixed"
+        return Answer(_merged(answer, found, rows), 0, missing.size, answer.at, source)
+
+    async def _found(
+        self,
+        plan: LookupPlan,
+        entities: Sequence[list[KeyValue]],
+        keys: list[list[str | None]],
+        rows: np.ndarray,
+        at: int,
+    ) -> Block:
+        chosen = rows.tolist()
+        views = [part.view for part in plan.parts]
+        columns = {
+            name: pa.array([column[row] for row in chosen], ARROW_TYPES[dtype])
+            for name, dtype, column in zip(plan.entities.names, plan.entities.dtypes, entities, strict=True)
+        }
+        instants = np.full(rows.size, at, np.int64)
+        features = await self._in_thread(lambda: lookup_at(self._lake, views, columns, instants))
+        return self._block(plan, features, [[of_view[row] for row in chosen] for of_view in keys], instants)
+
+    async def _until_covered(self, views: Sequence[CompiledView], seconds: float) -> None:
+        """Waits until the lake holds what was applied online when this was asked, for most of `seconds` at most."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(0.8 * seconds, PATIENCE_SECONDS)
+        wanted = [(view.source, self._applied(view)) for view in views]
+        while not await self._in_thread(lambda: _all_covered(self._lake, wanted)):
+            if loop.time() + RETRY_SECONDS > until:
+                raise AtOutOfRange(
+                    "`at` lies before an entity's latest event, and the lake does not hold every applied event yet",
+                    field="at",
+                    hint="ask again in some seconds, or leave `at` out for the present values",
+                )
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _applied(self, view: CompiledView) -> dict[int, int]:
+        """Source partition → highest offset that any partition of the view has applied."""
+        applied: dict[int, int] = {}
+        for fence in self._board.fences(view.id).values():
+            for partition, offset in fence.vector.items():
+                applied[partition] = max(offset, applied.get(partition, -1))
+        return applied
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._busy >= QUEUE:
+            hint = "ask for instants before the latest events less often, or export them"
+            raise Refused(Problem(503, "overloaded", "too many lookups wait for the lake", "at", hint))
+        self._busy += 1
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        running.add_done_callback(self._finished)
+        return await asyncio.shield(running)
+
+    def _finished(self, running: asyncio.Future[T]) -> None:
+        self._busy -= 1
+        if not running.cancelled():
+            running.exception()  # a lookup that gave up no longer looks
+
+    def _block(
+        self,
+        plan: LookupPlan,
+        features: Mapping[str, Sequence[FeatureColumn]],
+        keys: list[list[str | None]],
+        at: np.ndarray,
+    ) -> Block:
+        block = placeholder(plan, at.size, 0, Status.OK)
+        nowhere, unseen = np.full(at.size, -1, np.int64), np.zeros(at.size, np.bool_)
+        for part, of_view in zip(plan.parts, keys, strict=True):
+            fresh = self._board.of(part.view.id).of(of_view, nowhere, unseen)
+            for column, feature in part.picks:
+                read = features[part.view.id][feature]
+                block.columns[column], block.as_of[column], block.at[column] = read.to_list(), read.as_of, at
+                block.status[column] = overlaid(read.status, fresh)
+        return block
+
+
+def _all_covered(lake: Lake, wanted: Sequence[tuple[CompiledSource, Mapping[int, int]]]) -> bool:
+    return all(covers(lake, source, vector) for source, vector in wanted)
+
+
+def _merged(answer: Answer, found: Block, rows: np.ndarray) -> Block:
+    """The answer's part of its block, with `rows` replaced."""
+    part = slice(answer.start, answer.stop)
+    merged = Block(
+        columns=[values[part] for values in answer.block.columns],
+        status=answer.block.status[:, part].copy(),
+        as_of=[as_of[part].copy() for as_of in answer.block.as_of],
+        at=[at[part].copy() for at in answer.block.at],
+    )
+    merged.status[:, rows] = found.status
+    for i, values in enumerate(merged.columns):
+        merged.as_of[i][rows], merged.at[i][rows] = found.as_of[i], found.at[i]
+        for row, value in zip(rows.tolist(), found.columns[i], strict=True):
+            values[row] = value
+    return merged

@@ -1,0 +1,112 @@
+"""A service compiled for answering: which views, which key columns, which features in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from featurestore.definitions.compiled import CompiledService, CompiledView
+from featurestore.engine.columns import ARROW_TYPES, canonical_keys
+from featurestore.engine.read import ViewReader
+from featurestore.registry.catalog import Catalog
+from featurestore.serving.requests import EntityColumns, KeyValue
+from featurestore.types import Dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewPart:
+    """What one view adds to the answer."""
+
+    view: CompiledView
+    reader: ViewReader
+    keys: tuple[int, ...]
+    """Positions of the view's key columns among the service's."""
+    picks: tuple[tuple[int, int], ...]
+    """(column of the answer, feature of the view), both by position."""
+
+    def canonical(self, columns: Sequence[list[KeyValue]]) -> list[str | None]:
+        """The entity's key in this view for every row; None where a part of it is null."""
+        if len(self.keys) == 1:
+            quick = _QUICK_KEYS[next(iter(self.view.keys.values()))](columns[self.keys[0]])
+            if quick is not None:
+                return quick
+        types = [ARROW_TYPES[dtype] for dtype in self.view.keys.values()]
+        parts = [pa.array(columns[i], kind) for i, kind in zip(self.keys, types, strict=True)]
+        keys: list[str | None] = canonical_keys(parts).to_pylist()
+        return keys
+
+
+def _plain_text(values: list[Any]) -> list[str | None] | None:
+    """Text that needs no escape is its own key; None where some does."""
+    joined = "".join([value for value in values if value is not None])
+    return None if "|" in joined or "\\" in joined else values
+
+
+_QUICK_KEYS: dict[Dtype, Callable[[list[Any]], list[str | None] | None]] = {
+    Dtype.STRING: _plain_text,
+    Dtype.INT: lambda values: [None if value is None else str(value) for value in values],
+    Dtype.BOOL: lambda values: [None if value is None else "true" if value else "false" for value in values],
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookupPlan:
+    """Everything about one (service, version) that does not depend on a request."""
+
+    service: CompiledService
+    version: int
+    revision: int
+    entities: EntityColumns
+    parts: tuple[ViewPart, ...]
+    dtypes: tuple[Dtype, ...]
+    """Of the columns of the answer."""
+    defaults: tuple[Any, ...]
+    """What stands in for a value that could not be read: the declared default, or null."""
+    head: bytes = field(repr=False)
+    """The envelope's first members as JSON, up to and without `at`."""
+    names: bytes = field(repr=False)
+    """The features' names as a JSON array."""
+
+
+def compile_plan(
+    catalog: Catalog, service: CompiledService, version: int, reader: Callable[[CompiledView], ViewReader]
+) -> LookupPlan:
+    """`reader` gives the reader of a view; readers outlive plans."""
+    views = {name: catalog.views[name, number] for name, number in service.views}
+    keys: dict[str, Dtype] = {}
+    for view in views.values():
+        keys.update(view.keys)
+    positions = {name: i for i, name in enumerate(keys)}
+    parts = tuple(
+        ViewPart(view, reader(view), tuple(positions[key] for key in view.keys), _picks(service, view))
+        for view in views.values()
+    )
+    head = {"service": service.name, "version": version, "revision": catalog.revision}
+    return LookupPlan(
+        service=service,
+        version=version,
+        revision=catalog.revision,
+        entities=EntityColumns(keys),
+        parts=parts,
+        dtypes=tuple(views[view].types[feature][0] for view, feature in service.columns),
+        defaults=tuple(_defaults(views[view])[feature] for view, feature in service.columns),
+        head=msgspec.json.encode(head)[:-1] + b',"at":"',
+        names=msgspec.json.encode(service.feature_names),
+    )
+
+
+def _picks(service: CompiledService, view: CompiledView) -> tuple[tuple[int, int], ...]:
+    order = {feature: i for i, feature in enumerate(view.order)}
+    return tuple((i, order[feature]) for i, (name, feature) in enumerate(service.columns) if name == view.name)
+
+
+def _defaults(view: CompiledView) -> Mapping[str, Any]:
+    """By feature. A float's default is a float whatever its author wrote, as in stored values."""
+    return dict.fromkeys(view.order) | {
+        a.name: float(a.default) if a.dtype is Dtype.FLOAT and a.default is not None else a.default
+        for a in view.aggregates
+    }

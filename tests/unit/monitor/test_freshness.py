@@ -1,0 +1,165 @@
+"""What the board says of partitions, from heartbeats and fences in a real Redis."""
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from featurestore.clock import SECOND, ManualClock
+from featurestore.monitor.freshness import FreshnessBoard, ViewFreshness, partition_of
+from featurestore.online.fences import Beat, Fence
+from featurestore.online.store import OnlineStore
+from featurestore.types import STATUSES
+from tests.parts.redis import RedisServer
+from tests.unit.serving import flights
+
+VIEW = flights.view("airport_delay")
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[OnlineStore]:
+    async with OnlineStore.connect(redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def board(store: OnlineStore, clock: ManualClock) -> FreshnessBoard:
+    made = FreshnessBoard(store, clock)
+    made.watch([VIEW])
+    return made
+
+
+def beat(clock: ManualClock, *, behind: float = 0.0, stopped: str = "", age: int = 0) -> Beat:
+    return Beat(clock.now() - age * SECOND, position=7, end=7, behind_seconds=behind, stopped=stopped)
+
+
+def fence(clock: ManualClock, offset: int, generation: int = 0) -> Fence:
+    return Fence(generation, offset, {}, {}, clock.now(), clock.now(), clock.now())
+
+
+async def beats(store: OnlineStore, intake: dict[int, Beat], fold: dict[int, Beat]) -> None:
+    await store.put_beats("intake:departures", intake)
+    await store.put_beats(f"fold:{VIEW.id}", fold)
+
+
+def codes(of: ViewFreshness, *partitions: int) -> list[str]:
+    """Statuses of entities that were found in these partitions."""
+    found = of.of(["?"] * len(partitions), np.array(partitions), np.ones(len(partitions), np.bool_))
+    return [str(STATUSES[code]) for code in found.tolist()]
+
+
+async def test_a_view_without_any_heartbeat_is_stale(board: FreshnessBoard, clock: ManualClock) -> None:
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 3) == ["stale", "stale"]
+
+
+async def test_partitions_that_keep_up_are_ok(board: FreshnessBoard, store: OnlineStore, clock: ManualClock) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 1: beat(clock, behind=29.0)})
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 1) == ["ok", "ok"]
+
+
+async def test_only_the_partition_that_is_behind_is_late(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 1: beat(clock, behind=31.0)})
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 1) == ["ok", "late_pipeline"]
+
+
+async def test_an_entity_never_seen_is_judged_by_the_partition_its_key_hashes_to(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock)}, {p: beat(clock, behind=31.0 * (p == 2)) for p in range(4)})
+    await board.refresh()
+    keys = [f"k{i}" for i in range(40)]
+    expected = ["late_pipeline" if partition_of(key, 4) == 2 else "ok" for key in keys]
+
+    nowhere = np.full(40, -1)
+    found = board.of(VIEW.id).of(keys, nowhere, np.zeros(40, np.bool_))
+    assert [str(STATUSES[code]) for code in found.tolist()] == expected
+    assert set(expected) == {"ok", "late_pipeline"}
+
+
+async def test_an_intake_that_is_behind_makes_every_entity_late(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock), 1: beat(clock, behind=60.0)}, {0: beat(clock), 1: beat(clock)})
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 1) == ["late_pipeline", "late_pipeline"]
+
+
+@pytest.mark.parametrize(("age", "status"), [(5, "ok"), (6, "stale")])
+async def test_a_heartbeat_vouches_for_five_seconds_and_a_poll(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock, age: int, status: str
+) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock, age=age)})
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0) == [status]
+
+
+async def test_a_stopped_partition_is_stale_though_its_heart_beats(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock, stopped="gap"), 1: beat(clock)})
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 1) == ["stale", "ok"]
+
+
+async def test_a_partition_between_others_that_never_beat_is_stale(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 2: beat(clock)})
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 1, 2) == ["ok", "stale", "ok"]
+
+
+async def test_a_store_that_lost_writes_is_stale_until_it_has_them_again(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock, redis_server: RedisServer
+) -> None:
+    seen = []
+    for offset in (100, 40, 99, 100):
+        redis_server.flush()
+        await beats(store, {0: beat(clock)}, {0: beat(clock)})
+        await store.put_fence(VIEW.id, 0, fence(clock, offset))
+        await board.refresh()
+        seen += codes(board.of(VIEW.id), 0)
+
+    assert seen == ["ok", "stale", "stale", "ok"]
+
+
+async def test_a_view_without_a_freshness_objective_is_never_late(store: OnlineStore, clock: ManualClock) -> None:
+    relaxed = flights.view("airport_total")
+    board = FreshnessBoard(store, clock)
+    board.watch([relaxed])
+    await store.put_beats("intake:departures", {0: beat(clock, behind=9e9)})
+    await store.put_beats(f"fold:{relaxed.id}", {0: beat(clock, behind=9e9)})
+    await board.refresh()
+
+    assert codes(board.of(relaxed.id), 0) == ["ok"]
+
+
+async def test_without_a_fresh_look_nothing_is_vouched_for(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock)})
+    await board.refresh()
+    clock.advance(6 * SECOND)
+
+    assert codes(board.of(VIEW.id), 0) == ["stale"]
+
+
+async def test_the_report_names_each_partition(board: FreshnessBoard, store: OnlineStore, clock: ManualClock) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 1: beat(clock, behind=31.0, age=2)})
+    await board.refresh()
+
+    report = board.report()[VIEW.id]
+    assert {p: str(seen.status) for p, seen in report.items()} == {0: "ok", 1: "late_pipeline"}
+    assert (report[1].behind_seconds, report[1].beat_age_seconds, report[1].end) == (31.0, 2.0, 7)
