@@ -1,0 +1,144 @@
+"""Rows on their way to the lake: buffered, appended in a thread, in the way of a lane only when memory is short."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.offline.files import EVENT_TIME, OFFSET, PARTITION
+from featurestore.offline.lake import Lake
+from featurestore.offline.marks import app_id
+from featurestore.telemetry import LAKE_APPEND, get_logger
+from streams.patience import Patience
+
+Token = TypeVar("Token")
+
+_log = get_logger(__name__)
+
+LIMIT_ROWS = 400_000
+"""Held per table before lanes wait for the lake."""
+
+
+@dataclass(slots=True)
+class _Buffer(Generic[Token]):
+    token: Token
+    last: int
+    rows: list[pa.Table] = field(default_factory=list)
+
+
+class Appender(Generic[Token]):
+    """Appends to one table, at most every `interval` seconds (or half of the limit), all partitions in one transaction.
+
+    `on_durable(partition, token)` is told, after the append, the token that came with the last rows of a partition.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        table: str,
+        stream: str,
+        patience: Patience,
+        on_durable: Callable[[int, Token], Awaitable[None]],
+        *,
+        interval: float,
+        limit_rows: int = LIMIT_ROWS,
+    ) -> None:
+        """`stream` names, with a partition, whose offsets the appends record."""
+        self._lake, self._table, self._stream, self._patience = lake, table, stream, patience
+        self._on_durable = on_durable
+        self._interval, self._limit = interval, limit_rows
+        self._buffers: dict[int, _Buffer[Token]] = {}
+        self._held = 0
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._flushing = asyncio.Lock()
+        self._failure: Exception | None = None
+
+    async def recorded(self, partitions: Collection[int]) -> dict[int, int]:
+        """The last offset that the lake has of each partition, -1 where it has none. Raises Unavailable."""
+        ids = {p: app_id(self._stream, p) for p in partitions}
+        found = await asyncio.to_thread(self._lake.recorded, self._table, list(ids.values()))
+        return {p: found.get(name, -1) for p, name in ids.items()}
+
+    async def add(self, partition: int, rows: pa.Table, last: int, token: Token) -> None:
+        """Takes rows (`_partition`, `_offset`, `event_time`, …) up to offset `last`; waits while too many are held."""
+        await self._room.wait()
+        if self._failure is not None:
+            raise self._failure
+        buffer = self._buffers.setdefault(partition, _Buffer(token, last))
+        buffer.last, buffer.token = last, token
+        buffer.rows.append(rows)
+        self._held += rows.num_rows
+        if self._held >= self._limit:
+            self._room.clear()
+        if self._held >= self._limit // 2:
+            self._wake.set()
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """Drops what is buffered of partitions that someone else owns now; they read it again."""
+        for p in partitions:
+            self._buffers.pop(p, None)
+        self._recount()
+
+    async def run(self) -> None:
+        """Flushes until cancelled. What the lake refuses for good is raised by `add`, lest lanes go on for nothing."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._interval)
+            self._wake.clear()
+            try:
+                await self.flush()
+                self._failure = None
+            except Exception as error:  # noqa: BLE001 — kept for `add`, and tried again
+                _log.error("the lake refuses rows", table=self._table, exc_info=error)
+                self._failure = error
+                self._room.set()
+
+    async def flush(self) -> None:
+        """Appends all that is buffered; returns when the lake has it, however long that takes."""
+        async with self._flushing:
+            taken, self._buffers = self._buffers, {}
+            if not taken:
+                return
+            try:
+                await self._patience.until_done(lambda: asyncio.to_thread(self._append, taken))
+                for partition, buffer in taken.items():
+                    await self._on_durable(partition, buffer.token)
+            except BaseException:
+                # Also when this task is cancelled: later rows must not pass these. Appending them twice is a no-op.
+                self._put_back(taken)
+                raise
+            finally:
+                self._recount()
+
+    def _put_back(self, taken: dict[int, _Buffer[Token]]) -> None:
+        for partition, buffer in taken.items():
+            later = self._buffers.get(partition, buffer)
+            rows = buffer.rows if later is buffer else buffer.rows + later.rows
+            self._buffers[partition] = _Buffer(later.token, later.last, rows)
+
+    def _recount(self) -> None:
+        self._held = sum(rows.num_rows for buffer in self._buffers.values() for rows in buffer.rows)
+        if self._held < self._limit:
+            self._room.set()
+
+    def _append(self, taken: dict[int, _Buffer[Token]]) -> None:
+        marks = {app_id(self._stream, p): buffer.last for p, buffer in taken.items()}
+        rows = pa.concat_tables([rows for buffer in taken.values() for rows in buffer.rows])
+        started = time.perf_counter()
+        self._lake.append(self._table, in_time_order(rows), marks)
+        LAKE_APPEND.labels(self._table).observe(time.perf_counter() - started)
+
+
+def in_time_order(rows: pa.Table) -> pa.Table:
+    """Rows by event time, then by their place in the log: the order in which the lake keeps them."""
+    columns = (rows[OFFSET], rows[PARTITION], rows[EVENT_TIME].cast(pa.int64()))
+    return rows.take(pa.array(np.lexsort([column.to_numpy() for column in columns])))

@@ -1,0 +1,191 @@
+"""What the command line needs from Kafka, as processes of its own: JSON lines on stdout, one document each.
+
+    python -m streams.commands publish SOURCE FILE…     {"sent", "rows"} as it goes, then {"done": true, …}
+    python -m streams.commands topics                   {"done": true, "topics": […]}
+
+An error is the last line: {"error": {"code", "message", "hint", "field", "exit_code"}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError
+
+from featurestore.config import Settings, load_settings
+from featurestore.errors import FeatureStoreError, NotFound, Unavailable
+from featurestore.online.store import OnlineStore
+from featurestore.registry.catalog import Catalog
+from featurestore.registry.log import Registry
+from featurestore.telemetry import setup_logging
+from streams.pacing import Pacer, is_embedded
+from streams.publishing import Publisher, check_file, read_chunks
+from streams.topics import Topics, dead_letter_topic, shuffle_topic
+
+_EVERY_SECONDS = 0.1
+
+
+def _write(document: Mapping[str, Any]) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def publish(settings: Settings, given: argparse.Namespace) -> None:
+    catalog = Registry(settings.lake).head()
+    source = catalog.sources.get(given.source)
+    if source is None:
+        known = ", ".join(sorted(catalog.sources))
+        hint = f"there are {known}" if known else "nothing is published yet; run: featurestore apply"
+        raise NotFound("source", given.source, catalog.sources, hint=hint)
+    paths = [Path(name) for name in given.files]
+    _write({"checking": [str(path) for path in paths]})
+    rows = sum([await asyncio.to_thread(check_file, path, source) for path in paths])
+    publisher = Publisher(settings.kafka, source)
+    pacer = await _pacer(settings, catalog, given.source)
+    started = time.monotonic()
+    try:
+        await publisher.start()
+        await _send_all(publisher, pacer, (chunk for path in paths for chunk in read_chunks(path, source)), rows)
+    finally:
+        await publisher.stop()
+        if pacer is not None:
+            await pacer.stop()
+    seconds = time.monotonic() - started
+    _write({"done": True, "source": source.name, "topic": source.topic, "rows": rows, "seconds": round(seconds, 3)})
+
+
+async def _send_all(publisher: Publisher, pacer: Pacer | None, chunks: Any, rows: int) -> None:
+    sent, said = 0, 0.0
+    for chunk in chunks:
+        added = await publisher.send(chunk)
+        sent += chunk.rows
+        if time.monotonic() - said > _EVERY_SECONDS or sent == rows:
+            said = time.monotonic()
+            _write({"sent": sent, "rows": rows})
+        if pacer is not None and sent < rows:
+            await pacer.admit(added, lambda at=sent: _write({"sent": at, "rows": rows, "waiting": "worker"}))  # type: ignore[misc]
+
+
+async def _pacer(settings: Settings, catalog: Catalog, source: str) -> Pacer | None:
+    """For the embedded broker only: a real one keeps what it is given."""
+    if not await is_embedded(settings.kafka):
+        return None
+    views = [view for view in catalog.views.values() if view.source.name == source]
+    store = OnlineStore.connect(settings.redis, project=settings.project)
+    pacer = Pacer(settings.kafka, settings.project, store, source, views)
+    await pacer.start()
+    return pacer
+
+
+async def topics(settings: Settings, _: argparse.Namespace) -> None:
+    catalog = Registry(settings.lake).head()
+    roles = _roles(catalog, settings.project)
+    found = await Topics(settings.kafka).look(roles)
+    ranges = await _ranges(settings.kafka, found.counts)
+    append_time = await _log_append_time(settings.kafka, [t for t in found.counts if roles[t][0] == "source"])
+    _write({
+        "done": True,
+        "embedded": await is_embedded(settings.kafka),
+        "topics": [
+            {
+                "topic": topic,
+                "role": role,
+                "source": source,
+                "exists": topic in found.counts,
+                "partitions": {str(p): list(span) for p, span in sorted(ranges.get(topic, {}).items())},
+                "log_append_time": append_time.get(topic),
+            }
+            for topic, (role, source) in roles.items()
+        ],
+    })  # fmt: skip
+
+
+def _roles(catalog: Catalog, project: str) -> dict[str, tuple[str, str]]:
+    """Topic → (role, source)."""
+    roles = {source.topic: ("source", source.name) for source in catalog.sources.values()}
+    shuffled = [view for view in catalog.views.values() if not view.aligned]
+    roles |= {shuffle_topic(project, view): ("shuffle", view.source.name) for view in shuffled}
+    return roles | {dead_letter_topic(s.topic): ("dead_letters", s.name) for s in catalog.sources.values()}
+
+
+async def _ranges(bootstrap: str, counts: Mapping[str, int]) -> dict[str, dict[int, tuple[int, int]]]:
+    """Topic → partition → (first offset kept, offset after the last)."""
+    partitions = [TopicPartition(topic, p) for topic, n in counts.items() for p in range(n)]
+    if not partitions:
+        return {}
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        starts = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+    except KafkaError as error:
+        raise Unavailable("kafka", f"{bootstrap} does not answer: {error}", hint="is FS_KAFKA right?") from error
+    finally:
+        await consumer.stop()
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for tp in partitions:
+        found.setdefault(tp.topic, {})[tp.partition] = (starts[tp], ends[tp])
+    return found
+
+
+async def _log_append_time(bootstrap: str, names: Sequence[str]) -> dict[str, bool]:
+    """Empty where the broker cannot say, as the embedded one cannot."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5_000)
+    try:
+        await admin.start()
+        resources = [ConfigResource(ConfigResourceType.TOPIC, n, configs={"message.timestamp.type": ""}) for n in names]
+        answers = await admin.describe_configs(resources) if resources else []
+        found = {res[3]: entry[1] for answer in answers for res in answer.resources for entry in res[4]}
+        return {topic: value == "LogAppendTime" for topic, value in found.items()}
+    except (KafkaError, IncompatibleBrokerVersion, AttributeError, IndexError, OSError):
+        return {}
+    finally:
+        await admin.close()
+
+
+_Command = Callable[[Settings, argparse.Namespace], Awaitable[None]]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m streams.commands")
+    verbs = parser.add_subparsers(required=True)
+    publishing = verbs.add_parser("publish")
+    publishing.add_argument("source")
+    publishing.add_argument("files", nargs="+")
+    publishing.set_defaults(run=publish)
+    verbs.add_parser("topics").set_defaults(run=topics)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parse(arguments)
+    setup_logging("console", level=logging.WARNING)
+    for name in ("aiokafka", "kafka"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        asyncio.run(given.run(load_settings(), given))
+    except FeatureStoreError as error:
+        said = {"code": error.code, "message": error.message, "hint": error.hint, "field": error.field}
+        _write({"error": {**said, "exit_code": error.exit_code}})
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 — the other side has to hear of it whatever it is
+        traceback.print_exc()
+        _write({"error": {"code": "error", "message": f"unexpected {type(error).__name__}: {error}", "exit_code": 1}})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

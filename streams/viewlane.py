@@ -1,0 +1,149 @@
+"""One view in one partition, with its effects: reads before it folds, writes, and moves the fence when all is said."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.clock import SECOND, Clock
+from featurestore.offline.materialised import feature_rows
+from featurestore.online.fences import Fence, Put
+from featurestore.online.store import OnlineStore
+from featurestore.telemetry import EVENTS, STATE_ENTITIES, VISIBLE_DELAY, get_logger
+from streams.appending import Appender
+from streams.folding import Accepted, Count, Delivery, Effects, ViewFold
+from streams.patience import Patience
+
+T = TypeVar("T")
+
+Refuse = Callable[[np.ndarray, str, str], Awaitable[None]]
+"""Dead-letters rows of a delivery (`int64[k]`, their places), with reason and error."""
+
+_SMALL = 500
+"""Rows that are folded where they are: a thread costs more than they do."""
+
+_log = get_logger(__name__)
+
+
+class StoreLostWrites(Exception):
+    """The online store holds less than was acknowledged: the log must be read again from what it still knows."""
+
+
+class ViewLane:
+    """Applies deliveries of one partition to the online store, each exactly once."""
+
+    def __init__(
+        self,
+        fold: ViewFold,
+        store: OnlineStore,
+        clock: Clock,
+        patience: Patience,
+        rows: Appender[int] | None = None,
+    ) -> None:
+        """`rows` takes the materialised feature rows."""
+        self.fold = fold
+        self._store, self._clock, self._patience, self._rows = store, clock, patience, rows
+        self._stored: Fence | None = fold.fence if fold.fence.offset >= 0 else None
+
+    @property
+    def stored(self) -> Fence | None:
+        """The last fence that the store acknowledged."""
+        return self._stored
+
+    async def take(self, delivery: Delivery, refuse: Refuse) -> None:
+        """Returns when the delivery's effects can be read and its fence is stored.
+
+        Raises StoreLostWrites; waits out a store that does not answer.
+        """
+        accepted = self.fold.accept(delivery)
+        if accepted is None:
+            return
+        effects = await self._write(accepted)
+        for reason, error, rows in effects.refused:
+            await refuse(rows, reason, error)
+        await self._put_fence(effects)
+        self._measure(accepted, effects)
+        if self._rows is not None:
+            rows = self._materialised(accepted, effects)
+            await self._rows.add(self.fold.partition, rows, effects.fence.offset, effects.fence.offset)
+
+    async def _write(self, accepted: Accepted) -> Effects:
+        while True:
+            accepted = await self._load(accepted)
+            effects = await self._compute(len(accepted.log_offsets), self.fold.apply, accepted)
+            if not effects.keys:
+                return effects
+            if not await self._store_values(effects):
+                return effects
+            # Between our read and our write another partition wrote the entity first. Without the cache the same
+            # rows find its value, and are refused.
+            self.fold.make_room()
+
+    async def _store_values(self, effects: Effects) -> list[str]:
+        """Returns keys that turned out to belong to another partition."""
+        view, ttl = self.fold.view.id, self.fold.ttl_ms
+        written = await self._patience.until_done(
+            lambda: self._store.write(view, effects.keys, effects.values, ttl_ms=ttl)
+        )
+        return written.misrouted
+
+    async def _load(self, accepted: Accepted) -> Accepted:
+        rounds = 0
+        while keys := self.fold.missing(accepted):
+            if rounds:
+                self.fold.make_room()
+                keys = self.fold.missing(accepted)
+            values = await self._patience.until_done(lambda keys=keys: self._store.read(self.fold.view.id, keys))  # type: ignore[misc]
+            accepted = await self._compute(len(keys), self.fold.load, accepted, keys, values)
+            rounds += 1
+        return accepted
+
+    async def _put_fence(self, effects: Effects) -> None:
+        view, partition = self.fold.view, self.fold.partition
+        fence = msgspec.structs.replace(effects.fence, written_at=self._clock.now())
+        put = await self._patience.until_done(
+            lambda: self._store.put_fence(view.id, partition, fence, believed=self._stored)
+        )
+        if put is Put.LOST:
+            raise StoreLostWrites(f"{view.id}, partition {partition}")
+        if put is Put.AHEAD:
+            _log.info("another worker is ahead of this one", view=view.id, partition=partition, offset=fence.offset)
+        self.fold.confirm(effects)
+        self._stored = fence
+
+    async def _compute(self, rows: int, work: Callable[..., T], *arguments: object) -> T:
+        if rows <= _SMALL:
+            return work(*arguments)
+        return await asyncio.to_thread(work, *arguments)
+
+    def _measure(self, accepted: Accepted, effects: Effects) -> None:
+        view = self.fold.view
+        for kind in list(Count)[1:]:
+            if n := int(effects.outcomes[kind]):
+                EVENTS.labels(view.source.name, view.id, kind.name.lower()).inc(n)
+        STATE_ENTITIES.labels(view.id).set(len(self.fold.state))
+        if len(accepted.appended):
+            # One sample for the batch, of its oldest event: a worker under load must not count itself fast.
+            VISIBLE_DELAY.labels(view.id).observe(max(0, self._clock.now() - int(accepted.appended.min())) / SECOND)
+
+    def _materialised(self, accepted: Accepted, effects: Effects) -> pa.Table:
+        """One row per entity that changed: its keys, every feature as it can now be read, and both times."""
+        view, folded = self.fold.view, effects.folded
+        keys = pa.array(folded.keys, pa.string())
+        first = pc.index_in(keys, value_set=accepted.events.keys)
+        return feature_rows(
+            view,
+            keys,
+            {name: accepted.events.columns[name].take(first) for name in view.keys},
+            self.fold.state.features(folded.slots, folded.latest),
+            latest=folded.latest,
+            visible_time=self._clock.now(),
+            partition=self.fold.partition,
+            offset=effects.fence.offset,
+        )
