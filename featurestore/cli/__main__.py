@@ -1,0 +1,5 @@
+"""python -m featurestore.cli"""
+
+from featurestore.cli.main import run
+
+run()

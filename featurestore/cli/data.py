@@ -1,0 +1,181 @@
+"""`publish`, `lookup`, `export`: events in, values out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurestore.cli.environment import load
+from featurestore.cli.output import FormOption, Output, print_table, say, talk_console
+from featurestore.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(publish)
+    app.command()(lookup)
+    app.command()(export)
+
+
+def publish(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="A published source, as departures.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Parquet, or JSON lines.")],
+    output: FormOption = None,
+) -> None:
+    """Sends a file of events to the source's topic.
+
+    All of it is checked against the contract before the first event is sent. What is sent twice is counted twice.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from featurestore.cli.streamed import stream_lines
+
+    settings = load("kafka", "redis")
+    environment = {**os.environ, "FS_KAFKA": settings.kafka, "FS_REDIS": settings.redis, "FS_LAKE": settings.lake}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    answer: dict[str, Any] = {}
+    with Progress(*columns, console=talk_console(), transient=True) as progress:
+        task = progress.add_task("checking", total=None)
+        for said in stream_lines("publish", source, *map(str, files), environment=environment):
+            if "sent" in said:
+                doing = f"waiting for the {said['waiting']}" if "waiting" in said else "sending"
+                progress.update(task, completed=said["sent"], total=said["rows"], description=doing)
+            if said.get("done"):
+                answer = {name: said[name] for name in ("source", "topic", "rows", "seconds")}
+    Output(context, output).show(
+        answer, lambda out: out.print(f"{answer['rows']:,} events to {answer['topic']} in {answer['seconds']:.1f} s")
+    )
+
+
+def lookup(
+    context: typer.Context,
+    service: Annotated[str, typer.Argument(help="As flight_delay, flight_delay@prod, flight_delay@3.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Every entity key of the service.")],
+    at: Annotated[str, typer.Option(help="An instant with its zone, as 2013-07-04T12:00:00Z; default now.")] = "",
+    url: Annotated[str, typer.Option(help="The read API; default http://FS_HOST:FS_PORT.")] = "",
+    output: FormOption = None,
+) -> None:
+    """Asks the read API for one entity's features."""
+    from featurestore.cli import http
+
+    base = http.require_http(url) if url else _default_url()
+    given = _pairs(keys)
+    types = _key_types(http.get(f"{base}/v1/services"), service)
+    entity = {name: _typed(name, text, types.get(name, "string")) for name, text in given.items()}
+    body = {"service": service, "entities": {name: [value] for name, value in entity.items()}, "at": at or None}
+    answer = http.post(f"{base}/v1/lookup?shape=full", body)
+    row = answer["rows"][0]
+    envelope = {name: answer[name] for name in ("service", "version", "revision", "at")}
+    document = {**envelope, "entity": row["entity"], "features": row["features"]}
+    Output(context, output).show(document, lambda out: _draw_lookup(out, document))
+
+
+def export(  # noqa: PLR0913, PLR0917 — the words of the verb
+    context: typer.Context,
+    service: Annotated[str, typer.Argument(help="As flight_delay, flight_delay@prod, flight_delay@3.")],
+    spine: Annotated[Path, typer.Option(help="For whom and when: Parquet or CSV with the entity keys and a time.")],
+    out: Annotated[Path, typer.Option(help="A new directory, or an earlier export to replace.")],
+    time_column: Annotated[str, typer.Option(help="The spine's column of instants.")] = "event_time",
+    status: Annotated[bool, typer.Option("--status", help="Add a <feature>__status column for each.")] = False,
+    as_served: Annotated[bool, typer.Option("--as-served", help="Not in this version.")] = False,
+    executor: Annotated[str, typer.Option(metavar="URL", help="Not in this version.")] = "",
+    output: FormOption = None,
+) -> None:
+    """Writes a training set.
+
+    The spine's rows, in order, each with the values that the online store has at the row's instant.
+    """
+    if executor:
+        raise UsageError("--executor is not in this version: exports run in this process",
+                         hint="leave it out", field="executor")  # fmt: skip
+    from featurestore.clock import SystemClock
+    from featurestore.offline.export import export as write
+    from featurestore.offline.lake import Lake
+    from featurestore.registry.log import Registry
+
+    settings = load()
+    with talk_console().status(f"exporting {service}"):
+        manifest = write(
+            service,
+            spine,
+            out,
+            lake=Lake(settings.lake),
+            catalog=Registry(settings.lake).head(),
+            now=SystemClock().now(),
+            time_column=time_column,
+            status=status,
+            as_served=as_served,
+        )
+    import json
+
+    document: dict[str, Any] = {"out": str(out), **json.loads(manifest.to_json())}
+    Output(context, output).show(document, lambda c: _draw_export(c, document))
+    if not manifest.rows:
+        say("the spine is empty: the export has its columns and no rows")
+
+
+def _default_url() -> str:
+    settings = load()
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 — a name, no bind
+    return f"http://{host}:{settings.port}"
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    """Raises UsageError for what is not KEY=VALUE, or is there twice."""
+    pairs: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{text!r} is no KEY=VALUE", hint="as origin=JFK", field=text)
+        if name in pairs:
+            raise UsageError(f"{name} is given twice", hint="one lookup is for one entity", field=name)
+        pairs[name] = value
+    return pairs
+
+
+def _key_types(catalog: Mapping[str, Any], service: str) -> dict[str, str]:
+    """Types of the service's entity keys. A service that is not there has none; the lookup then says so."""
+    wanted = service.partition("@")[0]
+    keys: list[Mapping[str, str]] = next((known["entities"] for known in catalog["services"] if known["name"] == wanted), [])
+    return {key["name"]: key["type"] for key in keys}
+
+
+def _typed(name: str, text: str, kind: str) -> Any:
+    try:
+        return _PARSERS[kind](text)
+    except (ValueError, KeyError):
+        raise UsageError(f"{name}={text}: expected {_EXPECTED.get(kind, kind)}", field=name) from None
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "string": str,
+    "int": int,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+}
+_EXPECTED = {"int": "a whole number", "bool": "true or false"}
+
+
+def _draw_lookup(out: Console, document: Mapping[str, Any]) -> None:
+    entity = ", ".join(f"{name}={value}" for name, value in document["entity"].items())
+    title = f"{document['service']} version {document['version']}, {entity}, at {document['at']}"
+    rows = [
+        (name, feature["value"], feature["status"], feature["as_of"], feature["age_seconds"])
+        for name, feature in document["features"].items()
+    ]
+    print_table(out, ("feature", ">value", "status", "as of", ">age (s)"), rows, title=title)
+
+
+def _draw_export(out: Console, document: Mapping[str, Any]) -> None:
+    out.print(
+        f"{document['rows']:,} rows × {len(document['columns'])} features of {document['service']} version "
+        f"{document['version']} in {document['out']}"
+    )
+    rows = [(file["name"], file["rows"], file["sha256"][:16]) for file in document["files"]]
+    print_table(out, ("file", ">rows", "sha256"), rows)
