@@ -1,0 +1,175 @@
+"""Training sets beside the best plain formulations: `python -m tests.bench.export [--rows 1000000]`.
+
+A year of real departures and a spine drawn from it, Parquet to Parquet, in one run. Latest values stand beside DuckDB's
+ASOF JOIN; windows of 1h, 24h and 7d beside NumPy's sort, prefix sums and `maximum.reduceat`. Answers are compared
+cell by cell before a figure is printed.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from featurestore.cli.demo.flights import load_departures
+
+from featurestore import Entity, FeatureService, Source, agg, col, feature_view
+from featurestore.clock import DAY, HOUR, SystemClock
+from featurestore.contracts.contract import load_contract
+from featurestore.definitions.compile import check
+from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.export import export
+from featurestore.offline.lake import Lake
+from featurestore.registry.catalog import Catalog
+from featurestore.registry.log import Registry
+from featurestore.registry.plan import apply
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+WINDOWS = {"1h": (HOUR, HOUR // 12), "24h": (DAY, HOUR), "7d": (7 * DAY, 6 * HOUR)}
+
+Carrier = Entity("carrier", keys={"carrier": str})
+Departures = Source(
+    "departures", topic="flights.departures", contract="flights.departures/v1", event_time="departed_at"
+)
+
+
+@feature_view(entity=Carrier, source=Departures, version=1)
+class Latest:
+    distance = agg.last(col("distance"))
+
+
+@feature_view(entity=Carrier, source=Departures, version=1)
+class Windows:
+    n_1h = agg.count(col("distance"), window="1h")
+    n_24h = agg.count(col("distance"), window="24h")
+    n_7d = agg.count(col("distance"), window="7d")
+    sum_1h = agg.sum(col("distance"), window="1h")
+    sum_24h = agg.sum(col("distance"), window="24h")
+    sum_7d = agg.sum(col("distance"), window="7d")
+    mean_1h = agg.mean(col("distance"), window="1h")
+    mean_24h = agg.mean(col("distance"), window="24h")
+    mean_7d = agg.mean(col("distance"), window="7d")
+    max_1h = agg.max(col("distance"), window="1h")
+    max_24h = agg.max(col("distance"), window="24h")
+    max_7d = agg.max(col("distance"), window="7d")
+
+
+class Bench:
+    def __init__(self, directory: Path, rows: int) -> None:
+        self.directory = directory
+        self.lake = Lake(str(directory / "lake"))
+        now = SystemClock().now()
+        flights = load_departures()
+        ordered = with_system_columns(flights, 0, np.arange(flights.num_rows), "departed_at", now)
+        self.lake.append(events_table("departures"), ordered, {"departures/0": flights.num_rows - 1})
+        self.events = directory / "events.parquet"
+        pq.write_table(ordered.select(["carrier", "distance", "event_time", "_offset"]), self.events)
+        self.spine = directory / "spine.parquet"
+        pq.write_table(_spine(ordered, rows), self.spine)
+        contracts = {"flights.departures/v1": load_contract(SCHEMAS, "flights.departures/v1")}
+        services = [FeatureService("latest", views=[Latest]), FeatureService("windows", views=[Windows])]
+        registry = Registry(str(directory / "lake"))
+        self.catalog: Catalog = apply(registry, check([Latest, Windows], services, contracts), now=now)
+
+    def ours(self, service: str) -> pa.Table:
+        out = self.directory / service
+        export(service, self.spine, out, lake=self.lake, catalog=self.catalog, now=0)
+        return pq.read_table(sorted(out.glob("*.parquet")))
+
+    def asof_join(self) -> pa.Table:
+        out = self.directory / "asof.parquet"
+        duckdb.sql(  # paths of this very bench
+            f"""copy (select s.*, e.distance from (select *, row_number() over () as row from '{self.spine}') s
+            asof left join (select * from '{self.events}' order by carrier, event_time, _offset) e
+            on s.carrier = e.carrier and s.event_time >= e.event_time order by s.row) to '{out}' (format parquet)"""  # noqa: S608
+        )
+        return pq.read_table(out)
+
+    def prefix_sums(self) -> pa.Table:
+        """Sort once, then prefix sums and `maximum.reduceat` over the ranges: the plain formulation that is fastest."""
+        events, spine = pq.read_table(self.events), pq.read_table(self.spine)
+        both = pa.chunked_array([*events["carrier"].chunks, *spine["carrier"].chunks]).combine_chunks()
+        codes = both.dictionary_encode().indices.to_numpy().astype(np.int64)
+        entity, asked = codes[: events.num_rows], codes[events.num_rows :]
+        time = events["event_time"].cast(pa.int64()).to_numpy()
+        at = spine["event_time"].cast(pa.int64()).to_numpy()
+        start, scale = time.min() - 8 * DAY, time.max() - time.min() + 400 * DAY
+        order = np.argsort(entity * scale + (time - start), kind="stable")
+        line = (entity * scale + (time - start))[order]
+        values = events["distance"].to_numpy()[order]
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        high = np.searchsorted(line, asked * scale + (at - start), side="right")
+        columns: dict[str, np.ndarray] = {}
+        for name, (window, hop) in WINDOWS.items():
+            tail = (at - window) // hop * hop
+            low = np.searchsorted(line, asked * scale + np.maximum(tail - start, 0))
+            count = high - low
+            columns[f"n_{name}"], columns[f"sum_{name}"] = count, sums[high] - sums[low]
+            columns[f"mean_{name}"] = columns[f"sum_{name}"] / np.maximum(count, 1)
+            edges = np.stack([low, np.maximum(high, low + 1)], axis=1).ravel()
+            columns[f"max_{name}"] = np.maximum.reduceat(np.append(values, [0.0, 0.0]), edges)[::2]
+        result = pa.table({**{n: spine[n] for n in spine.column_names}, **columns})
+        pq.write_table(result, self.directory / "prefix.parquet")
+        return result
+
+
+def _spine(events: pa.Table, rows: int) -> pa.Table:
+    random = np.random.default_rng(7)
+    times = events["event_time"].cast(pa.int64()).to_numpy()
+    at = random.integers(times.min(), times.max(), rows)
+    carriers = events["carrier"].take(pa.array(random.integers(0, events.num_rows, rows)))
+    instants = pa.array(at).cast(pa.timestamp("us", tz="UTC"))
+    return pa.table({"label": np.arange(rows), "carrier": carriers, "event_time": instants})
+
+
+def _timed(runs: int, *methods: Callable[[], pa.Table]) -> list[tuple[float, pa.Table]]:
+    """Median seconds of each method, run in turn, and its last answer."""
+    seconds: list[list[float]] = [[] for _ in methods]
+    answers: list[pa.Table] = [pa.table({})] * len(methods)
+    for _ in range(runs):
+        for i, method in enumerate(methods):
+            begin = perf_counter()
+            answers[i] = method()
+            seconds[i].append(perf_counter() - begin)
+    return [(statistics.median(s), answer) for s, answer in zip(seconds, answers, strict=True)]
+
+
+def _check(ours: pa.Table, plain: pa.Table) -> None:
+    assert ours.num_rows == plain.num_rows
+    assert ours["label"].equals(plain["label"]), "rows moved"
+    for name in ours.column_names[3:]:
+        short = name.partition(".")[2]
+        left = ours[name].to_numpy()
+        right = plain[short].to_numpy()
+        some = plain[f"n_{short.partition('_')[2]}"].to_numpy() > 0 if "_" in short else ~np.isnan(right)
+        counted = np.ones(left.size, np.bool_) if short.startswith("n_") else some
+        np.testing.assert_allclose(left[counted], right[counted], rtol=1e-9, err_msg=name)
+        assert counted.sum() == ours.num_rows - ours[name].null_count, name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), args.rows)
+        (latest, ours), (asof, joined) = _timed(args.runs, lambda: bench.ours("latest"), bench.asof_join)
+        _check(ours, joined)
+        (windows, ours), (prefix, plain) = _timed(args.runs, lambda: bench.ours("windows"), bench.prefix_sums)
+        _check(ours, plain)
+    print(f"export: 336,776 flights x {args.rows:,} rows, Parquet to Parquet, median of {args.runs}, answers equal")
+    for what, peer, mine, theirs in (
+        ("latest value", "DuckDB ASOF JOIN", latest, asof),
+        ("12 windows", "NumPy prefix sums", windows, prefix),
+    ):
+        print(f"  {what:14} ours {mine:6.2f} s   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

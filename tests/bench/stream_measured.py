@@ -1,0 +1,106 @@
+"""A measured worker: started on a backlog, watched through what it stores, asked for its notes in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from featurestore.online.embedded import start_attached
+from featurestore.online.store import OnlineStore
+from tests.bench.stream_events import TOPIC
+from tests.bench.stream_process import Figures, cpu_of, peak_of
+
+WAIT_SECONDS = 600.0
+STOP_SECONDS = 30.0
+POLL_SECONDS = 0.02
+LAKE_INTERVAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Delays of batches (seconds, of the oldest event of each), sorted."""
+
+    seconds: np.ndarray
+
+    def quantile(self, q: float) -> float:
+        return float(np.quantile(self.seconds, q)) if self.seconds.size else float("nan")
+
+
+class MeasuredWorker:
+    """One worker process of a project of its own: its groups, shuffle topics and keys are new."""
+
+    def __init__(self, *, kafka: str, redis: str, lake: Path, project: str, folder: Path) -> None:
+        self._notes, self._log = folder / f"{project}.notes", folder / f"{project}.log"
+        self._settings = {
+            "FS_KAFKA": kafka,
+            "FS_REDIS": redis,
+            "FS_LAKE": str(lake),
+            "FS_PROJECT": project,
+            "FS_LAKE_INTERVAL_SECONDS": str(LAKE_INTERVAL_SECONDS),
+            "BENCH_NOTES": str(self._notes),
+        }
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self._process = start_attached(
+                [sys.executable, "-m", "tests.bench.stream_worker"],
+                env={**os.environ, **self._settings},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    async def until_covered(self, store: OnlineStore, views: Sequence[str], events: int) -> None:
+        """Returns when every view has counted so many events behind its fences, and the lake's marks too."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not await _covered(store, views, events):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the worker did not get there; its log ends:\n{self._tail()}")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def measure(self, store: OnlineStore, views: Sequence[str], events: int) -> Figures:
+        """From the first records that the worker fetched until all of its effects are there."""
+        await self.until_covered(store, views, events)
+        ended, cpu = time.monotonic(), cpu_of(self._process.pid)
+        first = self._read()[0]
+        seconds = ended - first["started"]
+        return Figures(events / seconds, (cpu - first["cpu"]) * 1e6 / events, peak_of(self._process.pid))
+
+    def stop(self, *, since: float = 0.0) -> Sampled:
+        """Ends it in order. Returns the delays of batches that were readable after the instant `since` (monotonic)."""
+        self._process.send_signal(signal.SIGTERM)
+        if (code := self._process.wait(STOP_SECONDS)) != 0:
+            raise SystemExit(f"the worker ended with {code}; its log ends:\n{self._tail()}")
+        samples = [seconds for at, seconds in self._read()[-1]["delays"] if at >= since]
+        return Sampled(np.sort(np.array(samples)))
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._notes.read_text().splitlines()]
+
+    def _tail(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:]
+
+
+async def _covered(store: OnlineStore, views: Sequence[str], events: int) -> bool:
+    for view in views:
+        fences = await store.fences(view)
+        if sum(counts[0] for fence in fences.values() for counts in fence.ledger.values()) < events:
+            return False
+    marks = await store.intake_marks(TOPIC)
+    return sum(mark.ledger.get("consumed", 0) for mark in marks.values()) >= events
