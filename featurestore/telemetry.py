@@ -110,7 +110,13 @@ _SHARED: tuple[Processor, ...] = (
 
 _RENDER: dict[str, tuple[Processor, ...]] = {
     "json": (structlog.processors.format_exc_info, _without_passwords, structlog.processors.JSONRenderer()),
-    "console": (_without_passwords, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)),
+    # Plain tracebacks: the pretty ones print local variables, which may hold secrets and take seconds to render.
+    "console": (
+        _without_passwords,
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ),
 }
 
 

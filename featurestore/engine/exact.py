@@ -7,6 +7,8 @@ bits the result is the same to far below 1e-9 in any order.
 
 from __future__ import annotations
 
+from typing import Any
+
 from featurestore.engine.array import Array
 
 _SPLITTER = 134_217_729.0
@@ -52,3 +54,17 @@ def divide(a: Pair, divisor: Array) -> Array:
     quotient = a[0] / divisor
     product, error = two_prod(quotient, divisor)
     return quotient + ((a[0] - product) - error + a[1]) / divisor
+
+
+def total(xp: Any, high: Array, low: Array) -> Pair:
+    """Sums pairs `[n, k]` along k, as accurately as repeated `add`; not finite where a power of two above the largest
+    term is no double.
+
+    Extraction after S. M. Rump, T. Ogita, S. Oishi, "Accurate Floating-Point Summation" (2008): adding and taking away
+    a large power of two cuts each term to a common grid, on which sums are exact; what is cut off is 2**-53 of it.
+    """
+    largest = xp.max(xp.abs(high), axis=1)
+    exponent = xp.ceil(xp.log2(xp.where(largest > 0, largest, 1.0))) + (2 + high.shape[1].bit_length())
+    grid = xp.exp2(exponent)[:, None]
+    coarse = (grid + high) - grid
+    return two_sum(xp.sum(coarse, axis=1), xp.sum((high - coarse) + low, axis=1))

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from featurestore.engine.array import ragged
+from featurestore.engine.columns import NEVER
 from featurestore.engine.layout import Group, Layout
 from featurestore.engine.partials import REGISTERS, Field
 from featurestore.engine.reduce import State
+from featurestore.engine.windows import NO_TILE, Tiles
 from featurestore.errors import Corrupt
 
 FORMAT = 0x3130_5346
@@ -44,7 +48,7 @@ class Unpacked:
 
     header: np.ndarray
     """`int64[n, HEADER_WORDS]`"""
-    groups: tuple[TileRows, ...]
+    groups: tuple[Tiles, ...]
     buffer: bytes
 
 
@@ -61,6 +65,7 @@ def _words(field: Field) -> int:
     return 1 if field.kind == "u1" else field.width
 
 
+@lru_cache(maxsize=4096)
 def record_words(group: Group) -> int:
     return 1 + sum(map(_words, _fields(group)))
 
@@ -177,18 +182,20 @@ def _sketch_registers(buffer: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     """n stored values → header and tiles. Raises Corrupt for bytes of another format or view."""
-    buffer = b"".join(values)
     lengths = np.fromiter(map(len, values), np.int64, len(values))
     if (lengths % 8).any() or (lengths < HEADER_WORDS * 8).any():
         raise Corrupt("a stored value is no whole number of words", hint="run featurestore rebuild")
+    # Every entity's block is copied as wide as the widest; the padding lets the last one reach past its end.
+    widest = max(HEADER_WORDS, *map(record_words, layout.groups)) if layout.groups else HEADER_WORDS
+    buffer = b"".join((*values, bytes(max(int(lengths.max(initial=0)), widest * 8))))
     words = np.frombuffer(buffer, "<i8")
     starts = (np.cumsum(lengths) - lengths) // 8
-    header = words[starts[:, None] + np.arange(HEADER_WORDS)]
+    header = sliding_window_view(words, HEADER_WORDS)[starts]
     _check(layout, header, lengths)
     heap = np.stack([starts + header[:, HEAP_WORD], starts + header[:, TOTAL_WORDS]], axis=1) * 8
     position = starts + HEADER_WORDS
     end = starts + header[:, HEAP_WORD]
-    groups: list[TileRows] = []
+    groups: list[Tiles] = []
     for group in layout.groups:
         width = record_words(group)
         if (position >= end).any():
@@ -196,13 +203,27 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
         count = words[position]
         if ((count < 0) | (count > (end - position) // width)).any():
             raise _broken()
-        entity, rank = ragged(count)
-        matrix = words[(position[entity] + 1 + rank * width)[:, None] + np.arange(width)]
-        groups.append(TileRows(entity, matrix[:, 0], _states(group, matrix, heap[entity], buffer)))
+        most = max(1, int(count.max(initial=0)))
+        block = sliding_window_view(words, most * width)[position + 1].reshape(-1, most, width)
+        live = np.arange(most) < count[:, None]
+        groups.append(Tiles(np.where(live, block[:, :, 0], NO_TILE), _states(group, block, live, heap, buffer)))
         position = position + 1 + count * width
     if (position != end).any():
         raise _broken()
     return Unpacked(header, tuple(groups), buffer)
+
+
+def blank(layout: Layout) -> bytes:
+    """The value of an entity that no event concerns: no tiles."""
+    header = np.zeros((1, HEADER_WORDS), np.int64)
+    header[:, MAGIC], header[:, FINGERPRINT] = FORMAT, fingerprint_word(layout.view.fingerprint)
+    header[:, PARTITION], header[:, LATEST] = -1, NEVER
+    nothing = np.empty(0, np.int64)
+    rows = [
+        TileRows(nothing, nothing, tuple(stored.partial.identity(np, 0) for stored in group.stored))
+        for group in layout.groups
+    ]
+    return pack(layout, header, rows, lambda codes: (nothing.astype(np.uint8), codes))[0]
 
 
 def _broken() -> Corrupt:
@@ -218,28 +239,51 @@ def _check(layout: Layout, header: np.ndarray, lengths: np.ndarray) -> None:
         raise Corrupt("a stored value is cut short", hint="run featurestore rebuild")
 
 
-def _states(group: Group, matrix: np.ndarray, heap: np.ndarray, buffer: bytes) -> tuple[State, ...]:
+def _states(group: Group, block: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> tuple[State, ...]:
+    """Fields as `[n, k, …]`; where there is no tile they hold anything."""
     states: list[State] = []
     column = 1
     for stored in group.stored:
         fields: list[np.ndarray] = []
         for field in stored.partial.fields:
             width = _words(field)
-            raw = matrix[:, column] if width == 1 else matrix[:, column : column + width]
-            fields.append(_field(field, raw, heap, buffer))
+            part = block[:, :, column] if width == 1 else block[:, :, column : column + width]
+            fields.append(_READ_FIELD[field.kind](part, live, heap, buffer))
             column += width
         states.append(tuple(fields))
     return tuple(states)
 
 
-def _field(field: Field, raw: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
-    if field.kind == "i8":
-        return raw
-    if field.kind == "f8":
-        return np.ascontiguousarray(raw).view(np.float64)
-    start, stop = (heap[:, 0], heap[:, 1]) if raw.ndim == 1 else (heap[:, :1], heap[:, 1:])
+def _floats(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+    return part.view(np.float64)
+
+
+def _ints(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+    return part
+
+
+def _references(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+    """Places in the heap of each value → places in the buffer."""
+    shape = (-1,) + (1,) * (part.ndim - 1)
+    raw = np.where(live if part.ndim == live.ndim else live[:, :, None], part, 0)
+    start, stop = heap[:, 0].reshape(shape), heap[:, 1].reshape(shape)
     ends = start + (raw >> LENGTH_BITS) + (raw & LENGTH_MASK)
     if ((raw < 0) | (ends < start) | (ends > stop)).any():
         raise _broken()
-    references = raw + (start << LENGTH_BITS)
-    return references if field.kind == "text" else _sketch_registers(np.frombuffer(buffer, np.uint8), references)
+    references: np.ndarray = raw + (start << LENGTH_BITS)
+    return references
+
+
+def _sketches(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+    references = _references(part, live, heap, buffer)
+    registers = np.zeros((*live.shape, REGISTERS), np.uint8)
+    registers[live] = _sketch_registers(np.frombuffer(buffer, np.uint8), references[live])
+    return registers
+
+
+_READ_FIELD: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, bytes], np.ndarray]] = {
+    "i8": _ints,
+    "f8": _floats,
+    "text": _references,
+    "u1": _sketches,
+}

@@ -15,7 +15,7 @@ import numpy as np
 
 from featurestore.engine import exact
 from featurestore.engine.array import Array
-from featurestore.engine.reduce import State, by_segment
+from featurestore.engine.reduce import State, along_axis, by_segment
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 SKETCH_BITS = 11
@@ -56,6 +56,8 @@ class Partial:
     merge: Callable[[Any, State, State], State]
     collect: Callable[[Any, Partial, Events, Array, int], State] | None = None
     """A form of `prepare` and reduce that does not build a state per event, for wide states."""
+    across: Callable[[Any, State], State] | None = None
+    """A form of merging `[n, k, …]` along k in one step, equal to the repeated `merge`."""
 
     def identity(self, xp: Any, *leading: int) -> State:
         return tuple(xp.full(f.shape(*leading), f.empty, f.dtype) for f in self.fields)
@@ -66,6 +68,12 @@ class Partial:
             return self.collect(xp, self, events, segment, segments)
         return by_segment(xp, self.merge, self.prepare(xp, events), segment)
 
+    def fold(self, xp: Any, state: State) -> State:
+        """`[n, k, …]` → `[n, …]`, k >= 1."""
+        if self.across is not None and state[0].shape[1] > 2:
+            return self.across(xp, state)
+        return along_axis(xp, self.merge, state)
+
 
 def _count(xp: Any, e: Events) -> State:
     return (e.chosen.astype(xp.int64),)
@@ -73,6 +81,10 @@ def _count(xp: Any, e: Events) -> State:
 
 def _merge_sums(xp: Any, a: State, b: State) -> State:
     return tuple(left + right for left, right in zip(a, b, strict=True))
+
+
+def _sum_across(xp: Any, state: State) -> State:
+    return tuple(xp.sum(field, axis=1) for field in state)
 
 
 def _int_sum(xp: Any, e: Events) -> State:
@@ -87,6 +99,13 @@ def _float_sum(xp: Any, e: Events) -> State:
 
 def _merge_float_sums(xp: Any, a: State, b: State) -> State:
     return a[0] + b[0], *exact.add((a[1], a[2]), (b[1], b[2]))
+
+
+def _float_sum_across(xp: Any, state: State) -> State:
+    high, low = exact.total(xp, state[1], state[2])
+    if not bool(xp.isfinite(high).all()):
+        return along_axis(xp, _merge_float_sums, state)
+    return xp.sum(state[0], axis=1), high, low
 
 
 def _moments(xp: Any, e: Events) -> State:
@@ -113,7 +132,7 @@ def _merge_moments(xp: Any, a: State, b: State) -> State:
     return a[0] + b[0], *total, spread
 
 
-def _extreme(limit: int | float, pick: str) -> tuple[Callable[..., State], Callable[..., State]]:
+def _extreme(limit: int | float, pick: str) -> tuple[Callable[..., State], ...]:
     def prepare(xp: Any, e: Events) -> State:
         # Adding zero turns -0.0 into 0.0: which of the two equal values is kept must not depend on order.
         return e.chosen.astype(xp.int64), xp.where(e.chosen, e.values + 0, limit)
@@ -121,7 +140,10 @@ def _extreme(limit: int | float, pick: str) -> tuple[Callable[..., State], Calla
     def merge(xp: Any, a: State, b: State) -> State:
         return a[0] + b[0], getattr(xp, pick)(a[1], b[1])
 
-    return prepare, merge
+    def across(xp: Any, state: State) -> State:
+        return xp.sum(state[0], axis=1), getattr(xp, pick[:3])(state[1], axis=1)
+
+    return prepare, merge, across
 
 
 def _end(never: int, nothing: int, later: bool) -> tuple[Callable[..., State], Callable[..., State]]:
@@ -204,6 +226,10 @@ def _merge_sketches(xp: Any, a: State, b: State) -> State:
     return (xp.maximum(a[0], b[0]),)
 
 
+def _sketches_across(xp: Any, state: State) -> State:
+    return (xp.max(state[0], axis=1),)
+
+
 def _collect_sketches(xp: Any, partial: Partial, e: Events, segment: Array, segments: int) -> State:
     rows = xp.nonzero(e.chosen)[0]
     register, rank = _register(xp, e.values[rows])
@@ -229,16 +255,18 @@ _COUNT = Field("i8", 0)
 
 
 def count() -> Partial:
-    return Partial((_COUNT,), _count, _merge_sums)
+    return Partial((_COUNT,), _count, _merge_sums, across=_sum_across)
 
 
 def int_sum() -> Partial:
     """Counts, upper and lower halves of an integer sum: no overflow below 2**31 events."""
-    return Partial((_COUNT, Field("i8", 0), Field("i8", 0)), _int_sum, _merge_sums)
+    return Partial((_COUNT, Field("i8", 0), Field("i8", 0)), _int_sum, _merge_sums, across=_sum_across)
 
 
 def float_sum() -> Partial:
-    return Partial((_COUNT, Field("f8", 0.0), Field("f8", 0.0)), _float_sum, _merge_float_sums)
+    return Partial(
+        (_COUNT, Field("f8", 0.0), Field("f8", 0.0)), _float_sum, _merge_float_sums, across=_float_sum_across
+    )
 
 
 def moments() -> Partial:
@@ -247,12 +275,14 @@ def moments() -> Partial:
 
 def minimum(kind: str) -> Partial:
     limit = float("inf") if kind == "f8" else INT_MAX
-    return Partial((_COUNT, Field(kind, limit)), *_extreme(limit, "minimum"))
+    prepare, merge, across = _extreme(limit, "minimum")
+    return Partial((_COUNT, Field(kind, limit)), prepare, merge, across=across)
 
 
 def maximum(kind: str) -> Partial:
     limit = float("-inf") if kind == "f8" else INT_MIN
-    return Partial((_COUNT, Field(kind, limit)), *_extreme(limit, "maximum"))
+    prepare, merge, across = _extreme(limit, "maximum")
+    return Partial((_COUNT, Field(kind, limit)), prepare, merge, across=across)
 
 
 def first(kind: str) -> Partial:
@@ -282,4 +312,4 @@ def _nothing(kind: str) -> int:
 
 
 def sketch() -> Partial:
-    return Partial((Field("u1", 0, REGISTERS),), _sketch, _merge_sketches, _collect_sketches)
+    return Partial((Field("u1", 0, REGISTERS),), _sketch, _merge_sketches, _collect_sketches, _sketches_across)

@@ -20,24 +20,29 @@ def take(state: State, index: Any) -> State:
 
 
 def by_segment(xp: Any, merge: Merge, state: State, segment: Array) -> State:
-    """Rows sorted by `segment` (int64[n], ascending) → one row per distinct segment, in order."""
+    """Rows sorted by `segment` (int64[n], ascending) → one row per distinct segment, in order.
+
+    Each step merges the rows at even places of what is left of a segment with their neighbours, so that only rows that
+    have one cost anything: most segments of a batch are a row or two beside a few long ones.
+    """
+    rows = segment.shape[0]
+    if rows < 2:
+        return state
+    row = xp.arange(rows)
+    starts = xp.concatenate([xp.ones(1, xp.bool_), segment[1:] != segment[:-1]])
+    heads, number = xp.nonzero(starts)[0], xp.cumsum(starts) - 1
+    place = row - heads[number]
+    behind = xp.concatenate([heads[1:], xp.full(1, rows, heads.dtype)])[number] - row
+    state = tuple(field.copy() for field in state)
+    left, step = row, 1
     while True:
-        rows = segment.shape[0]
-        if rows < 2:
-            return state
-        starts = xp.concatenate([xp.ones(1, xp.bool_), segment[1:] != segment[:-1]])
-        first = xp.nonzero(starts)[0][xp.cumsum(starts) - 1]
-        left = xp.nonzero((xp.arange(rows) - first) % 2 == 0)[0]
-        if left.shape[0] == rows:
-            return state
-        right = xp.minimum(left + 1, rows - 1)
-        paired = (left + 1 < rows) & (segment[right] == segment[left])
-        merged = merge(xp, take(state, left), take(state, right))
-        state = tuple(
-            xp.where(paired.reshape((-1,) + (1,) * (both.ndim - 1)), both, field[left])
-            for both, field in zip(merged, state, strict=True)
-        )
-        segment = segment[left]
+        left = left[(place[left] % (2 * step) == 0) & (behind[left] > step)]
+        if not left.shape[0]:
+            return take(state, heads)
+        merged = merge(xp, take(state, left), take(state, left + step))
+        for field, both in zip(state, merged, strict=True):
+            field[left] = both
+        step *= 2
 
 
 def along_axis(xp: Any, merge: Merge, state: State) -> State:

@@ -124,11 +124,13 @@ class ViewState:
             outcome = np.full(len(batch), Outcome.FILTERED, np.uint8)
             outcome[mine & (offsets <= self._applied[slots])] = Outcome.DUPLICATE
             rows = np.nonzero(mine & (offsets > self._applied[slots]))[0]
-            outcome[rows] = self._lateness(slots[rows], batch.time[rows])
-            touched = np.unique(slots[rows])
-            np.maximum.at(self._latest, slots[rows], batch.time[rows])
-            device_rows = xp.asarray(rows)
-            self._apply(slots[rows], batch.time[rows], xp.asarray(batch.seq[rows]), take_leaves(leaves, device_rows))
+            rows = rows[_by_slot_and_time(slots[rows], batch.time[rows])]
+            slot, time = slots[rows], batch.time[rows]
+            touched = slot[_heads(slot)]
+            before = self._latest[slot]
+            np.maximum.at(self._latest, slot, time)
+            outcome[rows] = self._lateness(rows, slot, time, before)
+            self._apply(slot, time, xp.asarray(batch.seq[rows]), take_leaves(leaves, xp.asarray(rows)))
         self._touched += 1
         self._used[touched] = self._touched
         if rows.size:
@@ -159,52 +161,62 @@ class ViewState:
         indices = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
         return table[indices] if table.size else np.zeros(len(batch), np.int64)
 
-    def _lateness(self, slots: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Outcome of each event, judged by the entity's latest event time when the event's turn came."""
-        windowed = [g for g in self.layout.groups if g.hop is not None]
-        if not windowed or not slots.size:
-            return np.full(slots.size, Outcome.APPLIED, np.uint8)
-        order = np.argsort(slots, kind="stable")
-        slot, sorted_time = slots[order], time[order]
-        rank = np.unique(sorted_time, return_inverse=True)[1]
-        segment = np.cumsum(np.concatenate([[0], slot[1:] != slot[:-1]]))
-        peak = np.maximum.accumulate(segment * (rank.size + 1) + rank) - segment * (rank.size + 1)
-        ordered_times = np.unique(sorted_time)
-        latest = np.maximum(ordered_times[peak], self._latest[slot])
-        kept_from = np.min([((latest - g.reach) // g.hop) * g.hop for g in windowed if g.hop], axis=0)
-        outcome = np.empty(slots.size, np.uint8)
-        outcome[order] = np.where(sorted_time < kept_from, Outcome.LATE, Outcome.APPLIED)
+    def _lateness(self, rows: np.ndarray, slot: np.ndarray, time: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Outcome of each event, judged by the entity's latest event time when the event's turn came.
+
+        `rows` are the events' places in the batch, `before` the entity's latest event time before it.
+        """
+        outcome = np.full(slot.size, Outcome.APPLIED, np.uint8)
+        # What is inside the retention of the latest time of all was inside it all along: then nothing need be ordered.
+        doubtful = time < self._kept_from(self._latest[slot])
+        if doubtful.any():
+            chosen = np.nonzero(np.isin(slot, slot[doubtful]))[0]
+            chosen = chosen[np.lexsort((rows[chosen], slot[chosen]))]
+            latest = np.maximum(_running_maximum(slot[chosen], time[chosen]), before[chosen])
+            outcome[chosen[time[chosen] < self._kept_from(latest)]] = Outcome.LATE
         return outcome
 
-    def _apply(self, slots: np.ndarray, time: np.ndarray, seq: Array, leaves: Leaves) -> None:
-        """Folds chosen events into every group: all deltas first, then the writes, so nothing is half applied."""
+    def _kept_from(self, latest: np.ndarray) -> np.ndarray:
+        """The instant from which on some window still has events of an entity with this latest event time."""
+        hops = [(g.hop, g.reach) for g in self.layout.groups if g.hop is not None]
+        starts = [(latest - reach) // hop * hop for hop, reach in hops]
+        return np.min(starts, axis=0) if starts else np.full(latest.size, NEVER)
+
+    def _apply(self, slot: np.ndarray, time: np.ndarray, seq: Array, leaves: Leaves) -> None:
+        """Folds events, sorted by slot and time, into every group: all deltas first, then the writes, so nothing is
+        half applied."""
         xp = self._xp
         writes = []
         for group, tiles in zip(self.layout.groups, self._tiles, strict=True):
-            tile = time // group.hop if group.hop is not None else np.zeros(time.size, np.int64)
-            if group.hop is None:
-                live = np.arange(time.size)
-            else:
-                live = np.nonzero(tile >= (self._latest[slots] - group.reach) // group.hop)[0]
-            order = live[np.lexsort((tile[live], slots[live]))]
-            if not order.size:
+            chosen, (owner, tile, moments) = self._live_events(group, slot, time)
+            if not owner.size:
                 continue
-            slot, tile = slots[order], tile[order]
-            starts = np.concatenate([[True], (slot[1:] != slot[:-1]) | (tile[1:] != tile[:-1])])
+            index = xp.asarray(chosen)
+            here, seqs = (leaves, seq) if owner.size == slot.size else (take_leaves(leaves, index), seq[index])
+            starts = _heads(owner) | _heads(tile)
             segment, heads = xp.asarray(np.cumsum(starts) - 1), np.nonzero(starts)[0]
-            place = (xp.asarray(slot[heads]), xp.asarray(tile[heads] % group.ring))
-            index = xp.asarray(order)
-            chosen = take_leaves(leaves, index)
-            moments = xp.asarray(time[order])
+            place = (xp.asarray(owner[heads]), xp.asarray(tile[heads] % group.ring))
             same = tiles.ids[place] == xp.asarray(tile[heads])
             for stored, state in zip(group.stored, tiles.states, strict=True):
-                events = events_of(xp, stored, chosen, moments, seq[index], self._pool)
+                events = events_of(xp, stored, here, xp.asarray(moments), seqs, self._pool)
                 delta = stored.partial.reduce(xp, events, segment, heads.size)
                 writes.append((state, place, self._merged(stored.partial, state, place, same, delta)))
             writes.append(((tiles.ids,), place, (xp.asarray(tile[heads]),)))
         for fields, place, values in writes:
             for field, value in zip(fields, values, strict=True):
                 field[place] = value
+
+    def _live_events(
+        self, group: Group, slot: np.ndarray, time: np.ndarray
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Which events fall into tiles that the group keeps; their slots, tile ids and times."""
+        if group.hop is None:
+            return np.arange(slot.size), (slot, np.zeros(slot.size, np.int64), time)
+        tile = time // group.hop
+        live = tile >= (self._latest[slot] - group.reach) // group.hop
+        if live.all():
+            return np.arange(slot.size), (slot, tile, time)
+        return np.nonzero(live)[0], (slot[live], tile[live], time[live])
 
     def _merged(self, partial: Any, state: State, place: Any, same: Array, delta: State) -> State:
         """Stored tiles merged with new ones; a ring place that holds an older tile starts afresh."""
@@ -236,12 +248,12 @@ class ViewState:
         target[mine] = slots
         header = unpacked.header[mine]
         self._applied[slots], self._latest[slots] = header[:, packing.OFFSET], header[:, packing.LATEST]
-        for group, tiles, rows in zip(self.layout.groups, self._tiles, unpacked.groups, strict=True):
-            wanted = np.nonzero(mine[rows.entity])[0]
-            ids = rows.ids[wanted]
-            place = (xp.asarray(target[rows.entity[wanted]]), xp.asarray(ids % group.ring))
+        for group, tiles, stored_tiles in zip(self.layout.groups, self._tiles, unpacked.groups, strict=True):
+            wanted = np.nonzero((stored_tiles.ids != NO_TILE) & mine[:, None])
+            ids = stored_tiles.ids[wanted]
+            place = (xp.asarray(target[wanted[0]]), xp.asarray(ids % group.ring))
             tiles.ids[place] = xp.asarray(ids)
-            for stored, state, decoded in zip(group.stored, tiles.states, rows.states, strict=True):
+            for stored, state, decoded in zip(group.stored, tiles.states, stored_tiles.states, strict=True):
                 for spec, field, values in zip(stored.partial.fields, state, decoded, strict=True):
                     chosen = values[wanted]
                     if spec.kind == "text":
@@ -325,3 +337,27 @@ class ViewState:
     def _empty_tiles(self, group: Group, slots: int) -> Tiles:
         ids = self._xp.full((slots, group.ring), NO_TILE, np.int64)
         return Tiles(ids, tuple(stored.partial.identity(self._xp, slots, group.ring) for stored in group.stored))
+
+
+def _heads(ordered: np.ndarray) -> np.ndarray:
+    """`bool[n]`: where a value differs from the one before it; the first does."""
+    return np.concatenate([np.ones(min(1, ordered.size), np.bool_), ordered[1:] != ordered[:-1]])
+
+
+def _by_slot_and_time(slot: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """The order of events by slot, then time. Tiles of any hop are then in order too."""
+    if not slot.size:
+        return np.empty(0, np.int64)
+    start, end = int(time.min()), int(time.max())
+    if (int(slot.max()) + 1) * (end - start + 1) >= 2**63:
+        return np.lexsort((time, slot))
+    # One key sorts several times faster than two.
+    return np.argsort(slot * (end - start + 1) + (time - start))
+
+
+def _running_maximum(slot: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """The greatest time so far within each slot; `slot` is sorted."""
+    ordered, rank = np.unique(time, return_inverse=True)
+    base = np.cumsum(_heads(slot)) * (rank.size + 1)
+    found: np.ndarray = ordered[np.maximum.accumulate(base + rank) - base]
+    return found

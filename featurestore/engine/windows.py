@@ -15,7 +15,7 @@ from featurestore.engine.columns import NEVER, NUMPY_DTYPES, Column, FeatureColu
 from featurestore.engine.evaluate import evaluate
 from featurestore.engine.layout import Layout
 from featurestore.engine.operations import OPERATIONS, Finalized
-from featurestore.engine.reduce import State, along_axis
+from featurestore.engine.reduce import State
 from featurestore.types import STATUS_CODES, Dtype, Status
 
 Texts = Callable[[np.ndarray], np.ndarray]
@@ -66,16 +66,16 @@ def _fold(xp: Any, layout: Layout, tiles: Tiles, share: tuple[int, int, int | No
     """The merge of the tiles inside the window: from the whole tail tile up to the tile of `at`."""
     group, place, window = share
     stored, hop = layout.groups[group].stored[place], layout.groups[group].hop
-    state = tiles.states[place]
-    if window is not None:
+    if window is None:
+        inside = tiles.ids != NO_TILE
+    else:
         low, high = xp.floor_divide(at - window, hop), xp.floor_divide(at, hop)
         inside = (tiles.ids >= low[:, None]) & (tiles.ids <= high[:, None])
-        empty = stored.partial.identity(xp, 1, 1)
-        state = tuple(
-            xp.where(inside.reshape(inside.shape + (1,) * (field.ndim - 2)), field, none)
-            for field, none in zip(state, empty, strict=True)
-        )
-    return along_axis(xp, stored.partial.merge, state)
+    state = tuple(
+        xp.where(inside if field.ndim == 2 else inside[:, :, None], field, spec.empty)
+        for spec, field in zip(stored.partial.fields, tiles.states[place], strict=True)
+    )
+    return stored.partial.fold(xp, state)
 
 
 def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: Instants, texts: Texts) -> FeatureColumn:
@@ -111,9 +111,10 @@ def _scalars(dtype: Dtype, values: np.ndarray, valid: np.ndarray, texts: Texts) 
 
 def _lists(a: CompiledAggregate, values: np.ndarray, valid: np.ndarray, texts: Texts) -> np.ndarray:
     flat = _scalars(a.dtype, values[valid], np.ones(int(valid.sum()), np.bool_), texts).tolist()
-    ends = np.cumsum(valid.sum(axis=1)).tolist()
+    sizes = valid.sum(axis=1)
+    ends = np.cumsum(sizes)
     shown = np.empty(valid.shape[0], object)
-    shown[:] = [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    shown[:] = [flat[start:end] for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True)]
     return shown
 
 
@@ -121,11 +122,11 @@ def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Ins
     """Adds the features computed from others; returns all in the view's order."""
     known = {c.name: c for c in columns}
     pool = StringPool()
-    leaves = {("feature", c.name): _as_column(c, pool) for c in columns if not c.many} if view.derived else {}
+    used = {name for derived in view.derived for name in names(derived.expr, "feature")}
+    leaves = {("feature", c.name): _as_column(c, pool) for c in columns if c.name in used}
     for derived in view.derived:
         column = evaluate(np, derived.expr, leaves, instants.at.size, pool)
         leaves["feature", derived.name] = Column(column.values, column.valid, derived.dtype)
-        used = [known[name] for name in names(derived.expr, "feature")]
         values = column.values.astype(NUMPY_DTYPES[derived.dtype])
         known[derived.name] = FeatureColumn(
             derived.name,
@@ -133,7 +134,7 @@ def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Ins
             False,
             _scalars(derived.dtype, values, column.valid, pool.texts),
             column.valid,
-            _worst([c.status for c in used], instants),
+            _worst([known[name].status for name in names(derived.expr, "feature")], instants),
             instants.latest,
         )
     return [known[name] for name in view.order]

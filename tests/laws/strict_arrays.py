@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 FUNCTIONS = (
-    "abs", "arange", "argsort", "concatenate", "cumsum", "empty", "exp2", "floor", "floor_divide", "full", "isfinite",
-    "lexsort", "log", "log2", "maximum", "minimum", "nonzero", "ones", "remainder", "searchsorted", "sqrt", "stack",
-    "sum", "take_along_axis", "where", "zeros", "zeros_like",
+    "abs", "arange", "argsort", "ceil", "concatenate", "cumsum", "empty", "exp2", "floor", "floor_divide", "full",
+    "isfinite", "lexsort", "log", "log2", "max", "maximum", "min", "minimum", "nonzero", "ones", "remainder",
+    "searchsorted", "sqrt", "stack", "sum", "take_along_axis", "where", "zeros", "zeros_like",
 )  # fmt: skip
 DTYPES = ("bool_", "float64", "int64", "uint8", "uint64")
 

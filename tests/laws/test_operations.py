@@ -131,6 +131,7 @@ def test_any_split_gives_the_direct_result(op: str, column: str | None, events: 
         p.same(direct, whole)
     if n:
         p.same(direct, along_axis(np, p.partial.merge, tuple(field[None] for field in p.states)))
+        p.same(direct, p.partial.fold(np, tuple(field[None] for field in p.states)))
     low, high = sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))
     ranged = over_ranges(np, p.partial.merge, p.identity, p.states, np.array([low]), np.array([high]))
     expected = p.identity()
@@ -155,9 +156,10 @@ def test_packing_loses_nothing(op: str, column: str | None, events: list[OracleE
 
     assert n == len(values)
     np.testing.assert_array_equal(header[:, :6], unpacked.header[:, :6])
-    (rows,) = unpacked.groups
-    np.testing.assert_array_equal(np.arange(n), rows.entity)
-    for field, kept, restored in zip(p.partial.fields, p.states, rows.states[0], strict=True):
+    (restored_tiles,) = unpacked.groups
+    np.testing.assert_array_equal(np.zeros((n, 1)), restored_tiles.ids)
+    for field, kept, dense in zip(p.partial.fields, p.states, restored_tiles.states[0], strict=True):
+        restored = dense[:, 0]
         before, after = kept, restored
         if field.kind == "text":
             counted = np.broadcast_to(p.inputs.chosen.reshape((-1,) + (1,) * (before.ndim - 1)), before.shape) & (
