@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from featurestore.cli.demo.flights import load_departures
+from featurestore.cli.demo.flights import events, load_flights
 
 from featurestore import Entity, FeatureService, Source, agg, col, feature_view
 from featurestore.clock import DAY, HOUR, SystemClock
@@ -64,14 +64,14 @@ class Bench:
         self.directory = directory
         self.lake = Lake(str(directory / "lake"))
         now = SystemClock().now()
-        flights = load_departures()
+        contracts = {"flights.departures/v1": load_contract(SCHEMAS, "flights.departures/v1")}
+        flights = events(contracts["flights.departures/v1"], load_flights())
         ordered = with_system_columns(flights, 0, np.arange(flights.num_rows), "departed_at", now)
         self.lake.append(events_table("departures"), ordered, {"departures/0": flights.num_rows - 1})
         self.events = directory / "events.parquet"
         pq.write_table(ordered.select(["carrier", "distance", "event_time", "_offset"]), self.events)
         self.spine = directory / "spine.parquet"
         pq.write_table(_spine(ordered, rows), self.spine)
-        contracts = {"flights.departures/v1": load_contract(SCHEMAS, "flights.departures/v1")}
         services = [FeatureService("latest", views=[Latest]), FeatureService("windows", views=[Windows])]
         registry = Registry(str(directory / "lake"))
         self.catalog: Catalog = apply(registry, check([Latest, Windows], services, contracts), now=now)
