@@ -17,7 +17,7 @@ BENCHES := stream serve export
 # `make bench`, `make bench stream` and `make bench BENCH=stream` are all understood.
 BENCH ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 ARGS ?=
-DOCUMENTED := featurestore streams $(wildcard README.md docs tests/docs)
+DOCUMENTED := featurestore streams README.md docs tests/docs
 
 .PHONY: help
 help: ## this list
@@ -52,7 +52,7 @@ chaos: .venv/package ## kills parts while data flows and counts what was lost or
 	@$(PY) -m tests.chaos $(ARGS)
 
 .PHONY: docs
-docs: .venv/package ## runs the examples of the documentation
+docs: .venv/package ## runs the examples of the documentation, and checks every name in it
 	@$(PY) -m pytest --doctest-modules --doctest-glob='*.md' $(DOCUMENTED) $(ARGS)
 
 .PHONY: pins

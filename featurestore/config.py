@@ -80,6 +80,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address that the read API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port that the read API listens on; 0 takes a free one.")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address that a worker serves its metrics on.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of a worker's metrics; 0 takes a free one and logs it; unset serves none.",
+    )
     shuffle_partitions: int = Field(
         0, ge=0, le=4096, description="Partitions of a new shuffle topic; 0 takes the source topic's number."
     )
@@ -125,6 +132,8 @@ def _config_error(error: ValidationError) -> ConfigError:
     faults = [(variable(str(e["loc"][0])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
     names = {name for name, _ in faults}
     hint = "`featurestore doctor` checks every part"
-    if os.environ.get("FS_PORT", "").startswith("tcp://"):
-        hint = "Kubernetes sets FS_PORT for a service that is named `fs`: use enableServiceLinks: false"
+    linked = [name for name in sorted(names) if os.environ.get(name, "").startswith("tcp://")]
+    if linked:
+        service = linked[0].removesuffix("_PORT").lower().replace("_", "-")
+        hint = f"Kubernetes sets {linked[0]} for a service that is named `{service}`: use enableServiceLinks: false"
     return ConfigError("; ".join(f"{n}: {what}" for n, what in faults), hint=hint, field=", ".join(sorted(names)))

@@ -6,16 +6,19 @@ number is bounded. Units are seconds, bytes and records.
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TextIO, cast
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest, start_http_server
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from structlog.typing import EventDict, Processor
 
 from featurestore.config import redact
+from featurestore.errors import ConfigError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -63,7 +66,7 @@ STORE_DURATION = Histogram(
 )
 REGISTRY_REVISION = Gauge("fs_registry_revision", "The registry revision in use.", registry=REGISTRY)
 WAITING_FOR = Gauge(
-    "fs_waiting_for", "1 while work waits for a part: kafka, redis or lake.", ("part",), registry=REGISTRY
+    "fs_waiting_for", "1 while work waits for a part: kafka, redis, lake or dlq.", ("part",), registry=REGISTRY
 )
 PARTITION_STOPPED = Gauge(
     "fs_partition_stopped",
@@ -92,6 +95,28 @@ Info("fs_build", "What is running.", registry=REGISTRY).info(
 def exposition() -> bytes:
     """All metrics of this process in Prometheus' text format, of type CONTENT_TYPE."""
     return generate_latest(REGISTRY)
+
+
+@contextmanager
+def metrics_served(host: str, port: int) -> Iterator[int]:
+    """Serves `exposition` over HTTP, in a thread, while the context lasts; gives the port, a free one for 0.
+
+    Raises ConfigError where the address cannot be listened on: another worker of the machine may have it.
+    """
+    try:
+        server, thread = start_http_server(port, host, REGISTRY)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot serve metrics on {host}:{port}: {error.strerror}",
+            hint="give each worker of a machine a port of its own, or 0 for a free one",
+            field="FS_METRICS_PORT",
+        ) from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _without_passwords(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -247,24 +247,36 @@ class Pump(ConsumerRebalanceListener):
 
     async def _poll(self) -> None:
         while True:
-            generation = self._generation
-            idle = [tp for tp, lane in self._lanes.items() if lane.has_room]
-            if not idle:
+            asked = {tp: lane for tp, lane in self._lanes.items() if lane.has_room}
+            if not asked:
                 self._room.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._room.wait(), 0.5)
             try:
-                fetched = await self._fetch(idle)
+                fetched = await self._fetch(list(asked))
             except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-                await self._out_of_range(idle, error)
+                await self._out_of_range(list(asked), error)
             except TimeoutError:
                 continue
             except KafkaError as error:
                 await self._start_over(error)
             else:
-                if generation == self._generation:
-                    for tp, records in fetched.items():
-                        self._lanes[tp].offer(records)
+                self._hand_out(fetched, asked)
+
+    def _hand_out(
+        self, fetched: Mapping[TopicPartition, Sequence[Record]], asked: Mapping[TopicPartition, Lane]
+    ) -> None:
+        """Records go to the lane that asked for them. A partition that was opened anew meanwhile asks again from where
+        it stands: the fetch may have begun before its seek or after, and has moved the consumer on in either case."""
+        for tp, records in fetched.items():
+            lane = self._lanes.get(tp)
+            if lane is None:
+                continue  # given up or stopped meanwhile; opening it again seeks
+            if lane is asked.get(tp):
+                lane.offer(records)
+                continue
+            with contextlib.suppress(IllegalStateError):
+                self._consumer.seek(tp, lane.fetched)
 
     async def _fetch(self, idle: Sequence[TopicPartition]) -> Mapping[TopicPartition, Sequence[Record]]:
         """Asks even where there is no room: only then aiokafka says that its membership of the group has died. Bounded,

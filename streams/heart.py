@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from aiokafka import TopicPartition
@@ -12,7 +12,7 @@ from featurestore.clock import SECOND
 from featurestore.errors import FeatureStoreError, Unavailable
 from featurestore.online.fences import Beat, Fence
 from featurestore.registry.follow import Follower
-from featurestore.telemetry import CONSUMER_LAG, PARTITION_STOPPED, REGISTRY_REVISION, get_logger
+from featurestore.telemetry import CONSUMER_LAG, PARTITION_STOPPED, REGISTRY_REVISION, STATE_ENTITIES, get_logger
 from streams.consumer import Pump
 from streams.fold import FoldStage
 from streams.intake import IntakeStage
@@ -42,6 +42,7 @@ class Heart:
         self._missing: frozenset[str] = frozenset()
         self._caught_up: dict[TopicPartition, int] = {}
         self._stopped_said: set[tuple[str, str, str]] = set()
+        self._lags_said: set[tuple[str, str]] = set()
 
     async def run(self) -> None:
         """Beats until cancelled. Trouble with a part is waited out."""
@@ -105,11 +106,26 @@ class Heart:
     async def _beat(self) -> None:
         while True:
             try:
+                self._measure()
                 await self._put_beats()
                 await self._look_for_losses()
             except FeatureStoreError as error:
                 _log.warning("no beat", reason=error.message) if not isinstance(error, Unavailable) else None
             await asyncio.sleep(BEAT_SECONDS)
+
+    def _measure(self) -> None:
+        """Entities held, over all partitions; what is said of partitions that another worker has now is taken back."""
+        held = Counter({view.id: 0 for lane in self._work.lanes for view in lane.views})
+        mine = self._intake_pump.assignment | self._fold_pump.assignment
+        for tp in mine:
+            for view in self._current(tp):
+                held[view.fold.view.id] += len(view.fold.state)
+        for view_id, entities in held.items():
+            STATE_ENTITIES.labels(view_id).set(entities)
+        for topic, partition in self._lags_said - {(tp.topic, str(tp.partition)) for tp in mine}:
+            CONSUMER_LAG.remove(topic, partition)
+            self._lags_said.discard((topic, partition))
+            self._count_stop(TopicPartition(topic, int(partition)), "")
 
     async def _put_beats(self) -> None:
         beats: dict[str, dict[int, Beat]] = defaultdict(dict)
@@ -140,6 +156,7 @@ class Heart:
             if position is None or end is None:
                 continue  # not opened: nobody vouches for it yet
             CONSUMER_LAG.labels(tp.topic, str(tp.partition)).set(max(0, end - position))
+            self._lags_said.add((tp.topic, str(tp.partition)))
             self._count_stop(tp, stop.reason if stop is not None else "")
             yield (
                 tp,

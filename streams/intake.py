@@ -41,6 +41,9 @@ class _Partition:
     mark: IntakeMark
     """As of the last batch that was handed over; stored when the lake has it too."""
     durable: IntakeMark
+    recorded: int = NOTHING
+    """What the lake had when the partition was opened. A crash between its append and the mark leaves the mark behind;
+    those records are counted again, and no dead letter is sent twice."""
     lanes: list[LanePlan] = field(default_factory=list)
     aligned: list[tuple[LanePlan, list[ViewLane]]] = field(default_factory=list)
 
@@ -98,14 +101,12 @@ class IntakeStage:
         views = [(lane, await open_views(self._parts, self._rows, lane, numbers, share)) for lane in aligned]
         for tp in mine:
             mark = marks.get(tp.partition, NO_MARK)
-            # Dead letters are acknowledged before the lake's append: what the lake has needs neither again, even
-            # where Redis has forgotten the mark.
-            mark = msgspec.structs.replace(mark, offset=max(mark.offset, recorded[tp.partition]))
             self._open[tp] = _Partition(
                 source=source,
                 watch=RejectWatch(self._parts.settings.stop_share),
                 mark=mark,
                 durable=mark,
+                recorded=recorded[tp.partition],
                 lanes=list(self._work.of_source(source.name, aligned=False)),
                 aligned=[(lane, opened[tp.partition]) for lane, opened in views],
             )
@@ -148,9 +149,11 @@ class IntakeStage:
     async def _take(self, part: _Partition, batch: Batch) -> None:
         """Returns when every sink but the lake has acknowledged the batch, and the lake's buffer has it."""
         fresh = [letter for letter in batch.letters if letter.offset > part.mark.offset]
+        # Dead letters are acknowledged before the lake's append: where the lake has more, they need not go again.
+        unsent = [letter for letter in fresh if letter.offset > part.recorded]
         records = await asyncio.to_thread(self._shuffle, part, batch)
         await all_done(
-            self._parts.dead.send(part.source, fresh),
+            self._parts.dead.send(part.source, unsent),
             self._deliver(records),
             *self._fold_in_place(part, batch),
         )
@@ -216,7 +219,8 @@ class IntakeStage:
 
     async def _require_whole(self, part: _Partition, tp: TopicPartition, records: Sequence[Any], start: int) -> None:
         """Raises PartitionStopped where events may have been lost."""
-        had = {part.mark.offset, *(part.mark.lanes.get(lane.name, NOTHING) for lane in part.lanes)} - {NOTHING}
+        shuffled = (part.mark.lanes.get(lane.name, NOTHING) for lane in part.lanes)
+        had = {max(part.mark.offset, part.recorded), *shuffled} - {NOTHING}
         oldest = min(had, default=start)
         if start > oldest + 1:
             raise PartitionStopped(StopReason.GAP, f"offset {oldest + 1} is wanted, and the next one there is {start}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from streams.deadletters import FUTURE_EVENT, Letter
 from streams.shuffle import with_positions
 
 _LOG_APPEND_TIME = 1
+_VALUE, _OFFSET, _TIMESTAMP = attrgetter("value"), attrgetter("offset"), attrgetter("timestamp")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,9 +53,9 @@ def read(source: CompiledSource, partition: int, records: Sequence[Any], start: 
 
     `now` (µs) judges the event times of a topic whose timestamps are not the broker's.
     """
-    decoded = decode(source.contract, [record.value for record in records])
-    offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-    appended = np.fromiter((record.timestamp for record in records), np.int64, len(records)) * 1000
+    decoded = decode(source.contract, list(map(_VALUE, records)))
+    offsets = np.fromiter(map(_OFFSET, records), np.int64, len(records))
+    appended = np.fromiter(map(_TIMESTAMP, records), np.int64, len(records)) * 1000
     event_time = _instants(decoded.columns.column(source.event_time))
     rows, columns = decoded.rows, decoded.columns
     clock = appended[rows] if records[0].timestamp_type == _LOG_APPEND_TIME else np.full(len(rows), now)

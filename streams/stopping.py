@@ -24,7 +24,7 @@ class StopReason(StrEnum):
 
 RUNBOOK: dict[StopReason, str] = {
     StopReason.GAP: "the topic's retention overran the worker: `featurestore rebuild`, then restart the worker",
-    StopReason.REWOUND: "was the topic created anew? Restore it, or give the source a new topic name",
+    StopReason.REWOUND: "was the topic created anew? Restore it, or fold afresh under a new FS_PROJECT and FS_LAKE",
     StopReason.REJECTS: "see `featurestore dlq list`, repair the producer or the contract, then restart the worker",
     StopReason.FOREIGN: "find out who else writes to the shuffle topic; only intake may",
     StopReason.LAYOUT: "source and shuffle topics must keep their partition counts: restore them, or use a new topic",

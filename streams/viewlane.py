@@ -15,7 +15,7 @@ from featurestore.clock import SECOND, Clock
 from featurestore.offline.materialised import feature_rows
 from featurestore.online.fences import Fence, Put
 from featurestore.online.store import OnlineStore
-from featurestore.telemetry import EVENTS, STATE_ENTITIES, VISIBLE_DELAY, get_logger
+from featurestore.telemetry import EVENTS, VISIBLE_DELAY, get_logger
 from streams.appending import Appender
 from streams.folding import Accepted, Count, Delivery, Effects, ViewFold
 from streams.patience import Patience
@@ -50,6 +50,9 @@ class ViewLane:
         self.fold = fold
         self._store, self._clock, self._patience, self._rows = store, clock, patience, rows
         self._stored: Fence | None = fold.fence if fold.fence.offset >= 0 else None
+        # From the start on and at 0: an alert on a rate misses a counter's first step from nothing.
+        view = fold.view
+        self._counters = {kind: EVENTS.labels(view.source.name, view.id, kind.name.lower()) for kind in list(Count)[1:]}
 
     @property
     def stored(self) -> Fence | None:
@@ -70,7 +73,7 @@ class ViewLane:
         await self._put_fence(effects)
         self._measure(accepted, effects)
         if self._rows is not None:
-            rows = self._materialised(accepted, effects)
+            rows = await self._compute(len(effects.keys), self._materialised, accepted, effects)
             await self._rows.add(self.fold.partition, rows, effects.fence.offset, effects.fence.offset)
 
     async def _write(self, accepted: Accepted) -> Effects:
@@ -124,10 +127,8 @@ class ViewLane:
 
     def _measure(self, accepted: Accepted, effects: Effects) -> None:
         view = self.fold.view
-        for kind in list(Count)[1:]:
-            if n := int(effects.outcomes[kind]):
-                EVENTS.labels(view.source.name, view.id, kind.name.lower()).inc(n)
-        STATE_ENTITIES.labels(view.id).set(len(self.fold.state))
+        for kind, counter in self._counters.items():
+            counter.inc(int(effects.outcomes[kind]))
         if len(accepted.appended):
             # One sample for the batch, of its oldest event: a worker under load must not count itself fast.
             VISIBLE_DELAY.labels(view.id).observe(max(0, self._clock.now() - int(accepted.appended.min())) / SECOND)

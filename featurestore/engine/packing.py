@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from featurestore.engine.array import ragged
 from featurestore.engine.columns import NEVER
@@ -190,7 +189,7 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     buffer = b"".join((*values, bytes(max(int(lengths.max(initial=0)), widest * 8))))
     words = np.frombuffer(buffer, "<i8")
     starts = (np.cumsum(lengths) - lengths) // 8
-    header = sliding_window_view(words, HEADER_WORDS)[starts]
+    header = _runs(buffer, HEADER_WORDS)[starts]
     _check(layout, header, lengths)
     heap = np.stack([starts + header[:, HEAP_WORD], starts + header[:, TOTAL_WORDS]], axis=1) * 8
     position = starts + HEADER_WORDS
@@ -198,19 +197,22 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     groups: list[Tiles] = []
     for group in layout.groups:
         width = record_words(group)
-        if (position >= end).any():
-            raise _broken()
         count = words[position]
-        if ((count < 0) | (count > (end - position) // width)).any():
+        if ((count < 0) | (count > (end - position - 1) // width)).any():
             raise _broken()
         most = max(1, int(count.max(initial=0)))
-        block = sliding_window_view(words, most * width)[position + 1].reshape(-1, most, width)
+        block = _runs(buffer, most * width)[position + 1].reshape(-1, most, width)
         live = np.arange(most) < count[:, None]
         groups.append(Tiles(np.where(live, block[:, :, 0], NO_TILE), _states(group, block, live, heap, buffer)))
         position = position + 1 + count * width
     if (position != end).any():
         raise _broken()
     return Unpacked(header, tuple(groups), buffer)
+
+
+def _runs(buffer: bytes, width: int) -> np.ndarray:
+    """Every run of so many words, as a view: row i starts at word i."""
+    return np.ndarray((len(buffer) // 8 - width + 1, width), "<i8", buffer, strides=(8, 8))
 
 
 def blank(layout: Layout) -> bytes:
@@ -235,7 +237,8 @@ def _check(layout: Layout, header: np.ndarray, lengths: np.ndarray) -> None:
         raise Corrupt("a stored value is of another format", hint="run featurestore rebuild")
     if (header[:, FINGERPRINT] != fingerprint_word(layout.view.fingerprint)).any():
         raise Corrupt(f"a stored value of {layout.view.id} was computed by another definition")
-    if (header[:, TOTAL_WORDS] * 8 != lengths).any() or ((header[:, HEAP_WORD] > header[:, TOTAL_WORDS]).any()):
+    total, heap = header[:, TOTAL_WORDS], header[:, HEAP_WORD]
+    if ((total * 8 != lengths) | (heap > total) | (heap < HEADER_WORDS)).any():
         raise Corrupt("a stored value is cut short", hint="run featurestore rebuild")
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from featurestore.definitions.compiled import CompiledAggregate, CompiledView
+from featurestore.definitions.compiled import CompiledAggregate, CompiledDerived, CompiledView
 from featurestore.definitions.expressions import names
 from featurestore.engine.array import Array, to_host
 from featurestore.engine.columns import NEVER, NUMPY_DTYPES, Column, FeatureColumn, StringPool
 from featurestore.engine.evaluate import evaluate
 from featurestore.engine.layout import Layout
 from featurestore.engine.operations import OPERATIONS, Finalized
+from featurestore.engine.partials import Partial
 from featurestore.engine.reduce import State
 from featurestore.types import STATUS_CODES, Dtype, Status
 
@@ -38,7 +40,7 @@ class Tiles:
 NO_TILE = -(2**63)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Instants:
     """For whom and when values are asked (host arrays of n)."""
 
@@ -47,35 +49,46 @@ class Instants:
     """The entity's latest event time; `NEVER` where it was not found."""
     found: np.ndarray
 
+    @cached_property
+    def status(self) -> np.ndarray:
+        """`uint8[n]`: what a value is worth that has neither a default nor a ttl."""
+        return np.where(self.found, np.uint8(OK), np.uint8(NOT_FOUND))
+
 
 def features(xp: Any, layout: Layout, tiles: Sequence[Tiles], instants: Instants, texts: Texts) -> list[FeatureColumn]:
     """Values of every feature of the view, in its order. Exact where `at >= latest`."""
     at = xp.asarray(instants.at)
+    inside: dict[tuple[int, int | None], Array] = {}
     folded: dict[tuple[int, int, int | None], State] = {}
     columns: list[FeatureColumn] = []
     for aggregate, (group, place) in zip(layout.view.aggregates, layout.places, strict=True):
-        share = (group, place, aggregate.window)
+        span, share = (group, aggregate.window), (group, place, aggregate.window)
+        if span not in inside:
+            inside[span] = _inside(xp, tiles[group].ids, layout.groups[group].hop, aggregate.window, at)
         if share not in folded:
-            folded[share] = _fold(xp, layout, tiles[group], share, at)
+            partial = layout.groups[group].stored[place].partial
+            folded[share] = _fold(xp, partial, tiles[group].states[place], inside[span])
         final = OPERATIONS[aggregate.op].finalize(xp, aggregate, folded[share])
         columns.append(finish(aggregate, layout.view.ttl, final, instants, texts))
     return with_derived(layout.view, columns, instants)
 
 
-def _fold(xp: Any, layout: Layout, tiles: Tiles, share: tuple[int, int, int | None], at: Array) -> State:
-    """The merge of the tiles inside the window: from the whole tail tile up to the tile of `at`."""
-    group, place, window = share
-    stored, hop = layout.groups[group].stored[place], layout.groups[group].hop
+def _inside(xp: Any, ids: Array, hop: int | None, window: int | None, at: Array) -> Array:
+    """`bool[n, k]`: the tiles of the window, from the whole tail tile up to the tile of `at`."""
     if window is None:
-        inside = tiles.ids != NO_TILE
-    else:
-        low, high = xp.floor_divide(at - window, hop), xp.floor_divide(at, hop)
-        inside = (tiles.ids >= low[:, None]) & (tiles.ids <= high[:, None])
-    state = tuple(
-        xp.where(inside if field.ndim == 2 else inside[:, :, None], field, spec.empty)
-        for spec, field in zip(stored.partial.fields, tiles.states[place], strict=True)
+        return ids != NO_TILE
+    low, high = xp.floor_divide(at - window, hop), xp.floor_divide(at, hop)
+    return (ids >= low[:, None]) & (ids <= high[:, None])
+
+
+def _fold(xp: Any, partial: Partial, state: State, inside: Array) -> State:
+    """The merge of the tiles inside."""
+    wide = inside[:, :, None]
+    chosen = (
+        xp.where(inside if field.ndim == 2 else wide, field, spec.empty)
+        for spec, field in zip(partial.fields, state, strict=True)
     )
-    return stored.partial.fold(xp, state)
+    return partial.fold(xp, tuple(chosen))
 
 
 def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: Instants, texts: Texts) -> FeatureColumn:
@@ -88,16 +101,15 @@ def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: In
     else:
         exists, newest = valid, as_of
         shown = _scalars(a.dtype, values, valid, texts)
-    status = np.full(instants.at.shape, OK)
+    status = instants.status
     stands_on = instants.latest if newest is None else np.where(exists & instants.found, newest, NEVER)
     if a.latest and ttl is not None:
         expired = exists & (instants.at - stands_on > ttl)
-        valid, status = valid & ~expired, np.where(expired, EXPIRED, status)
+        valid, status = valid & ~expired, np.where(expired & instants.found, EXPIRED, status)
     if a.default is not None:
         empty = ~exists if final.empty is None else to_host(final.empty)
         shown = np.where(empty, np.array(a.default, shown.dtype), shown)
-        valid, status = valid | empty, np.where(empty, DEFAULT, status)
-    status = np.where(instants.found, status, NOT_FOUND).astype(np.uint8)
+        valid, status = valid | empty, np.where(empty & instants.found, DEFAULT, status)
     return FeatureColumn(a.name, a.dtype, a.many, shown, valid, status, stands_on)
 
 
@@ -122,7 +134,7 @@ def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Ins
     """Adds the features computed from others; returns all in the view's order."""
     known = {c.name: c for c in columns}
     pool = StringPool()
-    used = {name for derived in view.derived for name in names(derived.expr, "feature")}
+    used = {name for derived in view.derived for name in _inputs(derived)}
     leaves = {("feature", c.name): _as_column(c, pool) for c in columns if c.name in used}
     for derived in view.derived:
         column = evaluate(np, derived.expr, leaves, instants.at.size, pool)
@@ -134,19 +146,25 @@ def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Ins
             False,
             _scalars(derived.dtype, values, column.valid, pool.texts),
             column.valid,
-            _worst([known[name].status for name in names(derived.expr, "feature")], instants),
+            _worst([known[name].status for name in _inputs(derived)], instants),
             instants.latest,
         )
     return [known[name] for name in view.order]
 
 
+@lru_cache(maxsize=4096)
+def _inputs(derived: CompiledDerived) -> tuple[str, ...]:
+    return names(derived.expr, "feature")
+
+
 def _worst(statuses: list[np.ndarray], instants: Instants) -> np.ndarray:
     """`not_found`, else `expired` where any input is, else `default` where any input is."""
-    result = np.where(instants.found, OK, NOT_FOUND)
+    result = instants.status
+    telling = [status for status in statuses if status is not instants.status]
     for code in (DEFAULT, EXPIRED):
-        for status in statuses:
-            result = np.where((status == code) & instants.found, code, result)
-    return result.astype(np.uint8)
+        for status in telling:
+            result = np.where(status == code, code, result)
+    return result
 
 
 def _as_column(feature: FeatureColumn, pool: StringPool) -> Column:

@@ -11,22 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from obstore.exceptions import BaseError
 
 from featurestore.clock import DAY
 from featurestore.contracts.contract import Contract
 from featurestore.definitions.compiled import CompiledSource
 from featurestore.engine.columns import ARROW_TYPES
 from featurestore.errors import AtOutOfRange, Unavailable
-from featurestore.offline.files import EVENT_TIME, MONTH, OFFSET, PARTITION
+from featurestore.offline.files import EVENT_TIME, MONTH, OFFSET, PARTITION, READ
 from featurestore.offline.lake import Lake, Snapshot
 
 VISIBLE_TIME = "visible_time"
 INSTANT = pa.timestamp("us", "UTC")
 
 _SYSTEM = {PARTITION: pa.int32(), OFFSET: pa.int64(), EVENT_TIME: INSTANT, VISIBLE_TIME: INSTANT, MONTH: pa.string()}
-_READ = pads.ParquetFileFormat(
-    default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
-)
 _FOOTERS_AT_ONCE = 16
 
 
@@ -106,7 +104,7 @@ def read_events(
                     hint="ask for fewer entities at a time, or use: featurestore export",
                     field="at",
                 )
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, BaseError) as error:
         raise _unreadable(lake, source, error) from error
     return pa.Table.from_batches(found, schema)
 
@@ -138,7 +136,7 @@ class _Scan:
         keys: Mapping[str, pa.Array],
         until: int | None,
     ) -> None:
-        self._filesystem = snapshot.filesystem
+        self._files = snapshot.place
         self._schema = schema
         self._keys, self._until = keys, until
         stored = [field for field in snapshot.schema if field.name not in schema.names]
@@ -147,13 +145,16 @@ class _Scan:
         self._defaults = {f.name: f.default for f in fields if f.has_default and f.default is not None}
 
     def batches(self, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        fragments = [_READ.make_fragment(path, filesystem=self._filesystem) for path in paths]
-        for lacking, group in self._by_missing(fragments).items():
-            dataset = pads.FileSystemDataset(group, self._file_schema, _READ, self._filesystem)
-            projection = {name: self._column(name, lacking) for name in self._schema.names}
-            for batch in dataset.to_batches(columns=projection, filter=self._condition(lacking), batch_size=1 << 17):
-                if batch.num_rows:
-                    yield batch.cast(self._schema)
+        for fragments in self._files.fragments(paths):
+            for lacking, group in self._by_missing(fragments).items():
+                yield from self._read(group, lacking)
+
+    def _read(self, group: list[pads.ParquetFileFragment], lacking: frozenset[str]) -> Iterator[pa.RecordBatch]:
+        dataset = pads.FileSystemDataset(group, self._file_schema, READ)
+        projection = {name: self._column(name, lacking) for name in self._schema.names}
+        for batch in dataset.to_batches(columns=projection, filter=self._condition(lacking), batch_size=1 << 17):
+            if batch.num_rows:
+                yield batch.cast(self._schema)
 
     def _condition(self, lacking: frozenset[str]) -> pads.Expression | None:
         parts = [self._column(name, lacking).isin(values) for name, values in self._keys.items()]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import numpy as np
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 from obstore.exceptions import BaseError
@@ -40,6 +44,12 @@ PARQUET: dict[str, Any] = {
 }
 
 
+READ = pads.ParquetFileFormat(
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
+)
+FETCHED_AT_ONCE = 16
+
+
 @dataclass(frozen=True, slots=True)
 class TableFiles:
     """The place where one table's data files are: a local directory, or an object store."""
@@ -59,6 +69,21 @@ class TableFiles:
             self.remove([action.path for action in actions])
             raise
         return actions
+
+    def fragments(self, paths: Sequence[str]) -> Iterator[list[pads.ParquetFileFragment]]:
+        """The files as parts of a dataset, some at a time; every page's checksum is checked when it is read.
+
+        Files of an object store are fetched whole: Arrow would read through a Python object from threads of its own,
+        and about one process in thirty that did so was aborted when it ended.
+        """
+        if isinstance(self.place, Path):
+            local = pafs.LocalFileSystem()
+            yield [READ.make_fragment(str(self.place / path), filesystem=local) for path in paths]
+            return
+        fetch = partial(_fetched, self.place)
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            for start in range(0, len(paths), FETCHED_AT_ONCE):
+                yield list(pool.map(fetch, paths[start : start + FETCHED_AT_ONCE]))
 
     def remove(self, paths: list[str]) -> None:
         """Best effort: a file that no commit names is invisible, and `compact` sweeps what stays behind."""
@@ -85,6 +110,10 @@ class TableFiles:
             write_durably(self.place / path, data)
         else:
             obstore.put(self.place, path, data.to_pybytes(), mode="create")
+
+
+def _fetched(store: ObjectStore, path: str) -> pads.ParquetFileFragment:
+    return READ.make_fragment(pa.py_buffer(bytes(obstore.get(store, path).bytes())))
 
 
 def write_durably(path: Path, data: Any) -> None:

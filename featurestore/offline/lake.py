@@ -11,11 +11,10 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import unquote, urlsplit
 
+import obstore
 import pyarrow as pa
-import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.fs import DeltaStorageHandler
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
@@ -53,7 +52,7 @@ class Snapshot:
     schema: pa.Schema
     files: pa.Table
     """One row a file: `path`, `num_records`, `min.event_time`, `max.event_time`, `partition._month`, where known."""
-    filesystem: pafs.FileSystem
+    place: TableFiles
 
 
 class Lake:
@@ -116,11 +115,9 @@ class Lake:
     def tables(self) -> list[str]:
         """Names of all tables, sorted."""
         with self._errors("list the tables"):
-            filesystem = _filesystem(self._base, self._root)
-            rooms = pafs.FileSelector("", allow_not_found=True)
-            found = [room.base_name for room in filesystem.get_file_info(rooms) if room.base_name in _ROOMS]
-            names = [f"{room}/{entry}" for room in sorted(found) for entry in _folders(filesystem, room)]
-            return [name for name in names if DeltaTable.is_deltatable(self._uri(name))]
+            folders = _local_folders if self._root is not None else _remote_folders
+            names = [f"{room}/{name}" for room in _ROOMS for name in folders(self._base, room)]
+            return [name for name in names if _NAME.fullmatch(name) and self._exists(name)]
 
     def snapshot(self, table: str, version: int | None = None) -> Snapshot | None:
         """The newest version, or an older one by number; None where there is no such table."""
@@ -135,7 +132,7 @@ class Lake:
                 handle.version(),
                 _arrow_schema(handle),
                 pa.table(handle.get_add_actions(flatten=True)),
-                _filesystem(self._uri(table), None if self._root is None else self._root / table),
+                self._files(table),
             )
 
     def _commit(self, table: str, handle: DeltaTable, rows: pa.Table, marks: Mapping[str, int]) -> bool:
@@ -287,9 +284,14 @@ def _arrow_schema(handle: DeltaTable) -> pa.Schema:
     return _plain(pa.schema(handle.schema().to_arrow()))
 
 
-def _folders(filesystem: pafs.FileSystem, room: str) -> list[str]:
-    entries = filesystem.get_file_info(pafs.FileSelector(room))
-    return sorted(entry.base_name for entry in entries if entry.type == pafs.FileType.Directory)
+def _local_folders(base: str, room: str) -> list[str]:
+    path = Path(base) / room
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+
+def _remote_folders(base: str, room: str) -> list[str]:
+    found = obstore.list_with_delimiter(from_url(base), room)
+    return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
 
 def _local_root(url: str) -> Path | None:
@@ -304,12 +306,6 @@ def _local_root(url: str) -> Path | None:
         hint = f"give a directory, or a URL of {known}"
         raise ConfigError(f"no lake can be at {parts.scheme}://", hint=hint, field="FS_LAKE")
     return None
-
-
-def _filesystem(uri: str, root: Path | None) -> pafs.FileSystem:
-    if root is None:
-        return pafs.PyFileSystem(DeltaStorageHandler(uri))
-    return pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem())
 
 
 def _without_secrets(text: str) -> str:

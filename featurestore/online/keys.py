@@ -63,15 +63,6 @@ class Keyspace:
         prefixes = _prefixes(self.project, view_id)
         return [prefixes[crc32(key) & 255] + key for key in encode_keys(keys)]
 
-    def values_of_views(self, wanted: Sequence[tuple[str, str]]) -> list[bytes]:
-        """The Redis keys of (view id, canonical key) pairs, in order."""
-        encoded = encode_keys(key for _, key in wanted)
-        project = self.project
-        return [
-            _prefixes(project, view_id)[crc32(key) & 255] + key
-            for (view_id, _), key in zip(wanted, encoded, strict=True)
-        ]
-
     def pattern(self, view_id: str) -> bytes:
         """What `SCAN … MATCH` takes to find every value of one view. Names hold no character special to it."""
         return f"{self.project}:v:{_checked(view_id)}:{{??}}:*".encode()

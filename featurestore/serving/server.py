@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+import threading
+from contextlib import suppress
 from functools import partial
 
 from uvicorn import Config, Server
@@ -38,6 +41,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         interface="asgi3",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         log_config=None,
         workers=workers,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -45,13 +49,18 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     )
     sys.stderr.write(f"read API on {_url(listener)}\n")
     sys.stderr.flush()
-    try:
+    with listener, suppress(KeyboardInterrupt):
         if workers > 1:
             Multiprocess(config, sockets=[listener]).run()
         else:
+            _end_in_order()
             Server(config).run(sockets=[listener])
-    finally:
-        listener.close()
+
+
+def _end_in_order() -> None:
+    """The server drains on SIGTERM and then raises it once more; by then there is nothing left to kill."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: None)
 
 
 def _listen(host: str, port: int) -> socket.socket:

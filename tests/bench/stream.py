@@ -1,4 +1,4 @@
-"""Events per second through the whole stream path: `python -m tests.bench.stream [--events 400000] [--rounds 3]`.
+"""Events per second through the whole stream path: `python -m tests.bench.stream [--events 600000] [--rounds 3]`.
 
 JSON events on a real Kafka, one worker through both stages into a real Redis and the lake: six features over two
 entities, one aligned with the topic and one behind the shuffle. In the same run and in turn: a bare consumer that
@@ -101,7 +101,7 @@ def _checked(name: str, said: dict[str, Any], events: data.Events) -> Figures:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--events", type=int, default=400_000)
+    options.add_argument("--events", type=int, default=600_000)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--faust-events", type=int, default=20_000)
     options.add_argument("--alone", action="store_true", help="the worker only, as for profiling")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import faust
 
@@ -29,7 +30,7 @@ counts = app.Table("counts", default=int)
 
 
 @app.agent(payments)
-async def count_payments(stream: faust.Stream) -> None:
+async def count_payments(stream: faust.StreamT[Any]) -> None:
     seen, started, cpu = 0, 0.0, 0.0
     async for event in stream:
         if not seen:

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
+
 from streams import consumer, viewlane
 from streams.worker import main
 from tests.bench.stream_process import cpu_seconds
@@ -27,7 +29,7 @@ def _note(**facts: Any) -> None:
         file.write(json.dumps(facts) + "\n")
 
 
-class _Consumer(consumer.AIOKafkaConsumer):  # type: ignore[misc]
+class _Consumer(AIOKafkaConsumer):
     _noted = False
 
     async def getmany(self, *partitions: Any, **options: Any) -> Any:
@@ -53,8 +55,8 @@ class _Delays:
 
 if __name__ == "__main__":
     delays = _Delays()
-    consumer.AIOKafkaConsumer = _Consumer
-    viewlane.VISIBLE_DELAY = delays  # type: ignore[assignment]
+    vars(consumer)["AIOKafkaConsumer"] = _Consumer
+    vars(viewlane)["VISIBLE_DELAY"] = delays
     code = main([])
     _note(delays=delays.samples)
     sys.exit(code)

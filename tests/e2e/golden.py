@@ -66,7 +66,6 @@ class Golden:
     def __init__(self, bootstrap: str, directory: Path, cases: Sequence[Case], **environment: str) -> None:
         self.cases = cases
         self.lake = str(directory / "lake")
-        self.restarts = 0
         self._directory, self._bootstrap = directory, bootstrap
         self._logs = 0
         self._redis = RedisServer().start()
@@ -74,21 +73,24 @@ class Golden:
         self.project = f"g{os.getpid()}-{time.monotonic_ns() % 10**9}"
         self._environment = {
             **os.environ, "FS_KAFKA": bootstrap, "FS_REDIS": self._redis.url, "FS_LAKE": self.lake,
-            "FS_PROJECT": self.project, "FS_LOG": "console", "FS_LAKE_INTERVAL_SECONDS": "0.5", **environment,
+            "FS_PROJECT": self.project, "FS_LOG": "json", "FS_LAKE_INTERVAL_SECONDS": "0.5", **environment,
         }  # fmt: skip
         self._store = self._runner.run(self._connect())
         self._workers: dict[str, Child] = {}
         self._api: Child | None = None
         self._client = httpx.Client(timeout=40)
         # Each record must keep its place in its partition, also where one has to be sent again.
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 2, "enable.idempotence": True})
+        self._producer = Producer(
+            {"bootstrap.servers": bootstrap, "linger.ms": 2, "enable.idempotence": True, "log_level": 0}
+        )
         self._watcher = Consumer(self._consuming("watcher"))
 
     async def _connect(self) -> OnlineStore:
         return OnlineStore.connect(self._redis.url, project=self.project)
 
     def _consuming(self, name: str) -> dict[str, Any]:
-        return {"bootstrap.servers": self._bootstrap, "group.id": f"{self.project}-{name}", "enable.auto.commit": False}
+        group = f"{self.project}-{name}"
+        return {"bootstrap.servers": self._bootstrap, "group.id": group, "enable.auto.commit": False, "log_level": 0}
 
     def start(self) -> Self:
         """Publishes the definitions and starts the API; workers are started one by one."""
@@ -129,7 +131,6 @@ class Golden:
     def restart_worker(self, name: str) -> None:
         self.kill_worker(name)
         self.start_worker(name)
-        self.restarts += 1
 
     def drain_worker(self, name: str) -> int:
         """SIGTERM; the exit code."""
@@ -354,7 +355,7 @@ def _spread(status: Any, count: int) -> list[str]:
 
 
 def _letter(message: Message) -> Letter:
-    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+    headers = {name: value for name, value in dict(message.headers() or []).items() if isinstance(value, bytes)}
     return Letter(
         int(headers["fs.partition"]),
         int(headers["fs.offset"]),

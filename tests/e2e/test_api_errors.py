@@ -1,6 +1,8 @@
 """Every bad request to a served API: a problem document that names the field, and nothing else."""
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +166,11 @@ def test_the_catalog_is_listed(http: httpx.Client) -> None:
     assert views["airport_delay"]["features"][0] == {"name": "departures_1h", "type": "int", "many": False}
 
 
-def test_the_server_ends_in_order_when_asked(redis_url: str, tmp_path: Path) -> None:
-    with ApiProcess(redis_url, tmp_path) as process:
-        process.terminate()
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_server_ends_in_order_when_asked(redis_url: str, tmp_path: Path, workers: int, number: int) -> None:
+    with ApiProcess(redis_url, tmp_path, workers=workers) as process:
+        os.kill(process.pid, number)
+
+        assert process.exit_code(10) == 0
         assert "Traceback" not in process.tail()

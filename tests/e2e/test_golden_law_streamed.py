@@ -20,8 +20,10 @@ from tests.oracle.meaning import DAY, HOUR, MINUTE, Value, latest_time, status_o
 from tests.oracle.streams import ANCHORS
 from tests.parts.kafka import KafkaServer
 
-INSTANTS = 14
-ROWS = 12
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+INSTANTS = 12
+ROWS = 8
 _DUE = {f.name for f in FEATURES if f.column == "due"}
 _OPS = {f.name: f.op for f in FEATURES} | {"per_event": "derived", "scaled": "derived"}
 _INPUTS = {"per_event": ("total", "events"), "scaled": ("std_score", "events")}
@@ -52,14 +54,13 @@ def run_steadily(golden: Golden, rng: random.Random) -> None:
 
 def run_with_kills(golden: Golden, rng: random.Random) -> None:
     """Two workers; every part of the stream meets a SIGKILL, and one of the workers does not come back."""
-    first, second, third, fourth = cut(shuffled(golden.cases, rng), 4)
+    first, second, third = cut(shuffled(golden.cases, rng), 3)
     golden.start_worker("a")
-    for part in (first, second):
-        publish_and_kill(golden, rng, part, "a", golden.restart_worker)
+    publish_and_kill(golden, rng, first, "a", golden.restart_worker)
     golden.start_worker("b")
     golden.until_beating(SystemClock().now())
-    publish_and_kill(golden, rng, third, "b", golden.kill_worker)
-    publish_and_kill(golden, rng, fourth, "a", golden.restart_worker)
+    publish_and_kill(golden, rng, second, "b", golden.kill_worker)
+    publish_and_kill(golden, rng, third, "a", golden.restart_worker)
     golden.settle()
 
 
@@ -67,7 +68,7 @@ def publish_and_kill(golden: Golden, rng: random.Random, part: Any, name: str, k
     """Kills somewhere between the first effect of the part and some hundred effects later."""
     before = golden.applied()
     golden.publish([part])
-    golden.until_applied(before + rng.randrange(1500))
+    golden.until_applied(before + rng.randrange(1000))
     kill(name)
 
 

@@ -96,12 +96,16 @@ def test_all_wrong_values_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
-def test_the_port_that_kubernetes_injects_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FS_PORT", "tcp://10.0.0.7:8000")
+@pytest.mark.parametrize(("name", "service"), [("FS_PORT", "fs"), ("FS_METRICS_PORT", "fs-metrics")])
+def test_the_port_that_kubernetes_injects_is_explained(
+    monkeypatch: pytest.MonkeyPatch, name: str, service: str
+) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.7:8000")
 
     with pytest.raises(ConfigError) as caught:
         load_settings()
 
+    assert f"`{service}`" in caught.value.hint
     assert "enableServiceLinks" in caught.value.hint
 
 

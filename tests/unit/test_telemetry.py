@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from featurestore import telemetry
+from featurestore.errors import ConfigError
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def lines() -> Iterator[io.StringIO]:
 def test_every_metric_is_ours_in_base_units_and_explained() -> None:
     text = telemetry.exposition().decode()
     names = re.findall(r"^# HELP (\S+) (\S.*)$", text, re.MULTILINE)
-    ours = {name for name, _ in names if name.startswith("fs_")}
+    ours = {name for name, _ in names if name.startswith("fs_") and not name.endswith("_created")}
 
     assert ours == {
         "fs_build_info",
@@ -47,6 +49,27 @@ def test_a_count_shows_with_its_labels() -> None:
 
     line = 'fs_events_total{outcome="applied",source="departures",view="airport_delay@1"} 3.0'
     assert line in telemetry.exposition().decode().splitlines()
+
+
+def test_metrics_are_served_while_the_context_lasts() -> None:
+    with telemetry.metrics_served("127.0.0.1", 0) as port:
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5)
+        assert "fs_build_info{" in answer.text
+
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5)
+
+
+def test_an_address_that_is_taken_is_refused_by_name() -> None:
+    with (
+        telemetry.metrics_served("127.0.0.1", 0) as port,
+        pytest.raises(ConfigError) as caught,
+        telemetry.metrics_served("127.0.0.1", port),
+    ):
+        pytest.fail("two servers share a port")
+
+    assert f"cannot serve metrics on 127.0.0.1:{port}: Address already in use" == caught.value.message
+    assert "FS_METRICS_PORT" == caught.value.field
 
 
 def test_build_info_tells_version_and_python() -> None:

@@ -75,9 +75,9 @@ def show_accounts(talk: Talk, standing: Standing) -> None:
     talk.table(columns, rows)
     copies = sum(account.duplicate for account in standing.accounts())
     talk.say(
-        f"duplicate: shuffled again after the kill, noticed and dropped ({copies:,}). late: older than any window of its "
-        "entity when it came, since in a year that is replayed in a minute the topic's partitions are days apart; it "
-        "changes no window that can still be asked for, and counts in the lake. filtered: no tail number.",
+        f"duplicate: shuffled again after the kill, noticed and dropped ({copies:,}). late: older than any window of "
+        "its entity when it came, since in a year that is replayed in a minute the topic's partitions are days apart; "
+        "it changes no window that can still be asked for, and counts in the lake. filtered: no tail number.",
         style="dim",
     )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.rule import Rule
+from rich.table import Table
 from rich.text import Text
 
 from featurestore.cli.output import print_table
@@ -53,10 +54,16 @@ class Talk:
         self.console.print(Padding(Text(text, style=style), (0, 0, 0, 3)))
 
     def good(self, text: str) -> None:
-        self.console.print(Text.assemble(("   ✓ ", "bold green"), text))
+        self._marked(Text("✓", "bold green"), text)
 
     def bad(self, text: str) -> None:
-        self.console.print(Text.assemble(("   ✗ ", "bold red"), text))
+        self._marked(Text("✗", "bold red"), text)
+
+    def _marked(self, mark: Text, text: str) -> None:
+        """Lines that do not fit go on under the text, not under the mark."""
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_row(mark, Text(text))
+        self.console.print(Padding(grid, (0, 0, 0, 3), expand=False))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
         """As `output.print_table`."""

@@ -95,6 +95,20 @@ def test_events_come_back_as_they_went_in(lake: Lake) -> None:
     assert found["_partition"].to_pylist() == [0, 0]
 
 
+def test_through_an_object_store_the_same_comes_back(lake: Lake, tmp_path: Path) -> None:
+    """`file://` by the way that object stores take."""
+    store(lake, departures([START, START + 40 * DAY], terminal=["west", "east"]))
+    store(lake, departures([START + 80 * DAY]), first=2)
+    remote = Lake(lake.url)
+    remote._root, remote._base = None, f"file://{lake.url}"
+    for keys in ({}, {"terminal": pa.array(["west", "main"])}):
+        found = read_events(remote, source(EVOLVED, 2), ["delay", "terminal"], keys=keys, until=START + 81 * DAY)
+        assert found.sort_by("_offset").equals(
+            read_events(lake, source(EVOLVED, 2), ["delay", "terminal"], keys=keys).sort_by("_offset")
+        )
+        assert found.num_rows == (2 if keys else 3)
+
+
 @pytest.mark.parametrize("instant", [MIN_INSTANT, -1, 0, MAX_INSTANT])
 def test_any_instant_of_the_calendar_is_kept(lake: Lake, instant: int) -> None:
     store(lake, departures([instant]))

@@ -22,11 +22,6 @@ def test_one_entity_has_one_hash_tag_in_all_views() -> None:
     assert airport.split(b":")[3] == traffic.split(b":")[3]
 
 
-def test_pairs_of_views_and_keys_are_named_as_one_view_at_a_time() -> None:
-    pairs = [("a@1", "x"), ("b@2", "y"), ("a@1", "ö")]
-    assert [names.values(view, [key])[0] for view, key in pairs] == names.values_of_views(pairs)
-
-
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
 def test_the_canonical_key_is_read_back_from_the_name(key: str) -> None:
     [name] = names.values("v@1", [key])

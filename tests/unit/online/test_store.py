@@ -51,7 +51,7 @@ async def test_values_of_several_views_come_in_one_answer(store: OnlineStore) ->
     here, there = packed(1, 1, body=b"here"), packed(1, 1, body=b"there")
     await store.write("a@1", ["k"], [here])
     await store.write("b@1", ["k"], [there])
-    assert [there, None, here] == await store.read_many([("b@1", "k"), ("b@1", "x"), ("a@1", "k")])
+    assert [there, None, here] == await store.read_many([("b@1", ["k", "x"]), ("a@1", ["k"])])
 
 
 async def test_projects_do_not_see_each_other(store: OnlineStore, redis_url: str) -> None:

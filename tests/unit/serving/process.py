@@ -50,3 +50,8 @@ class ApiProcess(ServerProcess):
         while (seen := httpx.get(f"{self.url}/readyz", timeout=5)).status_code != 200:
             assert time.monotonic() < deadline, seen.text
             time.sleep(0.05)
+
+    def exit_code(self, seconds: float) -> int:
+        """Waits for the end of a process that was told to end."""
+        assert self._process is not None
+        return self._process.wait(seconds)

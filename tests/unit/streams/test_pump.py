@@ -1,0 +1,101 @@
+"""A pump on a broker: whatever is rewound or stopped meanwhile, no partition misses a record."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from streams.consumer import Pump, PumpConfig
+from streams.embedded import PARTITIONS, EmbeddedBroker
+from streams.stopping import PartitionStopped, StopReason
+
+RECORDS = 3000
+WHOLE = {p: list(range(RECORDS)) for p in range(PARTITIONS)}
+
+
+class Seen:
+    """A stage that notes every offset once, and resumes after the last one noted. `stops` says where it stops."""
+
+    def __init__(self, stops: Mapping[int, int] | None = None) -> None:
+        self.offsets: dict[int, list[int]] = defaultdict(list)
+        self.holes: list[tuple[int, int, int]] = []
+        self._stops = stops or {}
+
+    async def open(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        return {tp: self.durable(tp) for tp in partitions}
+
+    async def process(self, partition: TopicPartition, records: Sequence[Any], start: int) -> None:
+        await asyncio.sleep(random.random() / 500)
+        number, wanted = partition.partition, start
+        for record in records:
+            if record.offset != wanted:
+                self.holes.append((number, wanted, record.offset))
+            if record.offset == self._stops.get(number):
+                raise PartitionStopped(StopReason.REJECTS, "told to")
+            self.offsets[number].append(record.offset)
+            wanted = record.offset + 1
+
+    async def close(self, partitions: Collection[TopicPartition]) -> None:
+        pass
+
+    def durable(self, partition: TopicPartition) -> int | None:
+        noted = self.offsets[partition.partition]
+        return noted[-1] + 1 if noted else None
+
+
+@pytest.fixture
+async def address(embedded_broker: EmbeddedBroker) -> str:
+    async with AIOKafkaProducer(bootstrap_servers=embedded_broker.bootstrap, linger_ms=5) as producer:
+        await asyncio.gather(
+            *[await producer.send("t", b"%d" % i, partition=p) for i in range(RECORDS) for p in range(PARTITIONS)]
+        )
+    return embedded_broker.bootstrap
+
+
+async def read_all(pump: Pump, stage: Seen, wanted: Mapping[int, int], rewound: Sequence[int] = ()) -> None:
+    """Until the stage has so many records of each partition; partitions are rewound again and again meanwhile."""
+    await pump.start()
+    try:
+        await pump.subscribe(["t"])
+        async with asyncio.timeout(30):
+            while not stage.holes and any(len(stage.offsets[p]) < n for p, n in wanted.items()):
+                await asyncio.sleep(random.uniform(0.02, 0.1))
+                for p in rewound:
+                    await pump.rewind(TopicPartition("t", p))
+    finally:
+        await pump.stop()
+
+
+async def test_rewinding_one_partition_costs_the_others_no_record(address: str) -> None:
+    stage = Seen()
+    pump = Pump(PumpConfig(address, "g", batch_records=20), stage)
+    await read_all(pump, stage, dict.fromkeys(range(PARTITIONS), RECORDS), rewound=[0])
+
+    assert stage.holes == []
+    assert WHOLE == dict(stage.offsets)
+
+
+async def test_reopening_everything_costs_no_record(address: str) -> None:
+    stage = Seen()
+    pump = Pump(PumpConfig(address, "g", batch_records=20), stage)
+    reading = asyncio.create_task(read_all(pump, stage, dict.fromkeys(range(PARTITIONS), RECORDS)))
+    while not reading.done():
+        await asyncio.sleep(random.uniform(0.02, 0.1))
+        await pump.reopen()
+    await reading
+
+    assert stage.holes == []
+    assert WHOLE == dict(stage.offsets)
+
+
+async def test_a_partition_that_stops_leaves_the_others_alone(address: str) -> None:
+    stage = Seen(stops={1: 40, 2: 1000})
+    pump = Pump(PumpConfig(address, "g", batch_records=20), stage)
+    await read_all(pump, stage, {0: RECORDS, 1: 40, 2: 1000, 3: RECORDS})
+
+    assert {0: RECORDS, 1: 40, 2: 1000, 3: RECORDS} == {p: len(seen) for p, seen in stage.offsets.items()}
+    assert {TopicPartition("t", 1), TopicPartition("t", 2)} == set(pump.stopped)
