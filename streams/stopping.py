@@ -23,9 +23,9 @@ class StopReason(StrEnum):
 
 
 RUNBOOK: dict[StopReason, str] = {
-    StopReason.GAP: "the topic's retention overran the worker: `featurestore rebuild`, then restart the worker",
+    StopReason.GAP: "records were deleted before they were read: fold afresh under a new FS_PROJECT and FS_LAKE",
     StopReason.REWOUND: "was the topic created anew? Restore it, or fold afresh under a new FS_PROJECT and FS_LAKE",
-    StopReason.REJECTS: "see `featurestore dlq list`, repair the producer or the contract, then restart the worker",
+    StopReason.REJECTS: "read why in <topic>.dlq (header fs.error), repair producer or contract, restart the worker",
     StopReason.FOREIGN: "find out who else writes to the shuffle topic; only intake may",
     StopReason.LAYOUT: "source and shuffle topics must keep their partition counts: restore them, or use a new topic",
     StopReason.FAILING: "read the error in the worker's log, repair its cause, then restart the worker",

@@ -24,6 +24,7 @@ from featurestore.errors import Corrupt
 FORMAT = 0x3130_5346
 """`FS01`"""
 HEADER_WORDS = 8
+REREAD = "empty this store and restart the workers: they read the log again from its beginning"
 MAGIC, FINGERPRINT, GENERATION, OFFSET, PARTITION, LATEST, TOTAL_WORDS, HEAP_WORD = range(HEADER_WORDS)
 LENGTH_BITS = 20
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
@@ -174,7 +175,7 @@ def _sketch_registers(buffer: np.ndarray, references: np.ndarray) -> np.ndarray:
     at = offset[row] + 3 * place
     number = buffer[at].astype(np.int64) | (buffer[at + 1].astype(np.int64) << 8)
     if number.size and int(number.max()) >= REGISTERS:
-        raise Corrupt("a stored sketch names a register that does not exist", hint="run featurestore rebuild")
+        raise Corrupt("a stored sketch names a register that does not exist", hint=REREAD)
     registers[row, number] = buffer[at + 2]
     return registers
 
@@ -183,7 +184,7 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     """n stored values → header and tiles. Raises Corrupt for bytes of another format or view."""
     lengths = np.fromiter(map(len, values), np.int64, len(values))
     if (lengths % 8).any() or (lengths < HEADER_WORDS * 8).any():
-        raise Corrupt("a stored value is no whole number of words", hint="run featurestore rebuild")
+        raise Corrupt("a stored value is no whole number of words", hint=REREAD)
     # Every entity's block is copied as wide as the widest; the padding lets the last one reach past its end.
     widest = max(HEADER_WORDS, *map(record_words, layout.groups)) if layout.groups else HEADER_WORDS
     buffer = b"".join((*values, bytes(max(int(lengths.max(initial=0)), widest * 8))))
@@ -229,17 +230,17 @@ def blank(layout: Layout) -> bytes:
 
 
 def _broken() -> Corrupt:
-    return Corrupt("a stored value does not have the layout of its view", hint="run featurestore rebuild")
+    return Corrupt("a stored value does not have the layout of its view", hint=REREAD)
 
 
 def _check(layout: Layout, header: np.ndarray, lengths: np.ndarray) -> None:
     if (header[:, MAGIC] != FORMAT).any():
-        raise Corrupt("a stored value is of another format", hint="run featurestore rebuild")
+        raise Corrupt("a stored value is of another format", hint=REREAD)
     if (header[:, FINGERPRINT] != fingerprint_word(layout.view.fingerprint)).any():
         raise Corrupt(f"a stored value of {layout.view.id} was computed by another definition")
     total, heap = header[:, TOTAL_WORDS], header[:, HEAP_WORD]
     if ((total * 8 != lengths) | (heap > total) | (heap < HEADER_WORDS)).any():
-        raise Corrupt("a stored value is cut short", hint="run featurestore rebuild")
+        raise Corrupt("a stored value is cut short", hint=REREAD)
 
 
 def _states(group: Group, block: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> tuple[State, ...]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from featurestore.engine.array import ragged
 from featurestore.engine.columns import StringPool
-from featurestore.engine.packing import LENGTH_BITS, LENGTH_MASK
+from featurestore.engine.packing import LENGTH_BITS, LENGTH_MASK, REREAD
 from featurestore.errors import Corrupt
 
 
@@ -27,7 +27,7 @@ def resolve(buffer: bytes, references: np.ndarray) -> np.ndarray:
     try:
         texts[:] = [buffer[a : a + n].decode() for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
     except UnicodeDecodeError as error:
-        raise Corrupt("a stored text is no UTF-8", hint="run featurestore rebuild") from error
+        raise Corrupt("a stored text is no UTF-8", hint=REREAD) from error
     return texts
 
 

@@ -87,7 +87,7 @@ def _evicted(info: Info) -> Finding:
         "evicted-keys",
         Level.FAULT,
         f"{count} keys were evicted since the server started: values are missing",
-        f"set maxmemory-policy {SAFE_POLICY}, then `featurestore rebuild` the views",
+        f"set maxmemory-policy {SAFE_POLICY}, empty the store and restart the workers: they read the log again",
     )
 
 

@@ -291,7 +291,10 @@ def answers(demo: Demo) -> None:
 def run(talk: Talk, directory: Path, schemas: Path, limit: int | None, keep: Callable[[Demo], None] | None) -> None:
     """Everything, in `directory`. Raises FeatureStoreError when anything is not as it should be."""
     flights = load(talk, limit)
-    stack = Stack(directory, definitions=definitions.__name__, schemas=schemas)
+    scratch = directory.absolute() / "tmp"
+    scratch.mkdir(exist_ok=True)
+    # Parts leave small things in the directory for temporary files; here they go with the rest.
+    stack = Stack(directory, definitions=definitions.__name__, schemas=schemas, environment={"TMPDIR": str(scratch)})
     try:
         demo = Demo(talk, stack, flights, start(talk, stack), random.Random(SEED))  # noqa: S311 — a repeatable choice
         stream_year(demo)
