@@ -40,12 +40,19 @@ def compile_condition(scope: Scope, where: str, condition: Any) -> Expr | None:
     return None if dtype is None else canonical(condition)
 
 
+_ANY = Rule(lambda dtype: dtype, column=False)
+"""Stands in for an operation that is not known, so that its arguments are checked all the same."""
+
+
 def compile_aggregate(scope: Scope, name: str, aggregate: Aggregate) -> CompiledAggregate | None:
     """None after adding faults, or where the contract is not there to check against."""
     where, before = f"{scope.label}.{name}", len(scope.faults.found)
     rule = RULES.get(aggregate.op)
     if rule is None:
         scope.faults.unknown(where, "operation", aggregate.op, RULES)
+        _window(scope, where, aggregate)
+        compile_condition(scope, where, aggregate.where)
+        _column(scope, where, _ANY, aggregate)
         return None
     _check_arguments(scope, where, rule, aggregate)
     n = _length(scope, where, rule, dict(aggregate.extra))

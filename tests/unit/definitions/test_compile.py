@@ -404,3 +404,10 @@ def test_features_read_back_from_hostile_names_are_still_checked() -> None:
 
 def test_a_source_is_sound_without_a_key() -> None:
     assert compiled(view(source=Source("s", "t", CONTRACT_ID, "departed_at"))).source.key == ()
+
+
+def test_an_unknown_operation_does_not_hide_what_else_is_wrong_with_the_feature() -> None:
+    spec = agg.maen(col("dep_dely"), window="5 minuts", where=col("dep_delay") + 1)
+    problems = [fault.problem for fault in faults_of(view(features={"f": spec}))]
+
+    assert 4 == len(problems), problems
