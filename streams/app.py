@@ -6,9 +6,6 @@ and a table costs a changelog record per event.
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import gettempdir
-
 import faust
 from mode import Service
 
@@ -103,13 +100,19 @@ FOLD_RECORDS = 200
 """Columnar records that fold takes at a time: each holds up to some thousand rows."""
 
 
+class _App(faust.App):
+    """Keeps no tables, so it needs no folders, which a killed worker would leave behind."""
+
+    def _create_directories(self) -> None:
+        return
+
+
 def create_app(runtime: Runtime) -> faust.App:
     """The application with its three services. Starting it needs a broker that answers."""
     settings = runtime.parts.settings
-    app = faust.App(
+    app = _App(
         settings.project,
         broker=";".join(f"kafka://{server}" for server in settings.kafka.split(",")),
-        datadir=str(Path(gettempdir()) / f"{settings.project}-faust"),
         store="memory://",
         web_enabled=False,
         topic_allow_declare=False,

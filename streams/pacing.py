@@ -93,8 +93,8 @@ class Pacer:
             if waited > PATIENCE_SECONDS:
                 raise Unavailable(
                     "worker",
-                    f"no worker has taken what was published for {PATIENCE_SECONDS:.0f} s, and an embedded broker would "
-                    "forget it if more came",
+                    f"no worker has taken what was published for {PATIENCE_SECONDS:.0f} s, and the embedded broker "
+                    "would forget it if more came",
                     hint="`featurestore status` shows what the worker waits for",
                 )
             await asyncio.sleep(_POLL_SECONDS)

@@ -208,9 +208,8 @@ def _topic(topic: dict[str, Any]) -> Finding:
     if topic["log_append_time"] is None:
         return _ok(text)
     if not topic["log_append_time"]:
-        return Finding("", Level.ADVICE, f"{text}, timestamps of the producers",
-                       "set message.timestamp.type=LogAppendTime: then the broker's clock judges events from the future, "
-                       "not the worker's")  # fmt: skip
+        hint = "set message.timestamp.type=LogAppendTime: the broker's clock then judges events from the future"
+        return Finding("", Level.ADVICE, f"{text}, timestamps of the producers", hint)
     return _ok(f"{text}, LogAppendTime")
 
 

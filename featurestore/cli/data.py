@@ -143,8 +143,8 @@ def _pairs(given: list[str]) -> dict[str, str]:
 def _key_types(catalog: Mapping[str, Any], service: str) -> dict[str, str]:
     """Types of the service's entity keys. A service that is not there has none; the lookup then says so."""
     wanted = service.partition("@")[0]
-    keys: list[Mapping[str, str]] = next((known["entities"] for known in catalog["services"] if known["name"] == wanted), [])
-    return {key["name"]: key["type"] for key in keys}
+    known = {summary["name"]: summary["entities"] for summary in catalog["services"]}
+    return {key["name"]: key["type"] for key in known.get(wanted, ())}
 
 
 def _typed(name: str, text: str, kind: str) -> Any:

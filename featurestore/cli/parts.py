@@ -30,12 +30,12 @@ from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from featurestore.cli.http import is_ok
+from featurestore.cli.http import get, is_ok
 from featurestore.cli.processes import Child, child_environment, module_command
 from featurestore.clock import SystemClock
 from featurestore.config import EMBEDDED, PREFIX, Settings
 from featurestore.definitions.load import load_definitions
-from featurestore.errors import ConfigError, UsageError
+from featurestore.errors import ConfigError, FeatureStoreError, UsageError
 from featurestore.offline.lake import Lake
 from featurestore.online.embedded import EmbeddedRedis
 from featurestore.registry.log import Registry
@@ -194,8 +194,8 @@ class Stack:
 
     def _start(self) -> None:
         self._take_directory()
-        self._start_stores()
         self._apply()
+        self._start_stores()
         self._say("read API")
         self._api = self._child(
             "api", *module_command("featurestore.cli", "serve", "--host", self._host, "--port", str(self._port))
@@ -244,7 +244,9 @@ class Stack:
         self.environment["FS_REDIS"] = self._redis.url if self._redis is not None else self._redis_url
 
     def _start_broker(self) -> str:
-        broker = self._broker = self._child("broker", *module_command("streams.embedded"))
+        catalog = self.catalog
+        topics = sorted({source.topic for source in catalog.sources.values()}) if catalog is not None else []
+        broker = self._broker = self._child("broker", *module_command("streams.embedded", *topics))
         broker.wait_until(lambda: _ADDRESS.search(broker.text()) is not None, START_SECONDS)
         found = _ADDRESS.search(broker.text())
         assert found is not None  # noqa: S101 — the line above waited for it
@@ -269,7 +271,18 @@ class Stack:
         # An empty registry is never ready; it becomes so with the first `apply`.
         probe = "/readyz" if self.catalog is not None and self.catalog.revision else "/healthz"
         api.wait_until(lambda: is_ok(self.url + probe), START_SECONDS)
+        if self.embedded_broker and self._workers_wanted:
+            # The topics are there, so lanes open by themselves; until then answers would say `stale`.
+            api.wait_until(self._all_fresh, START_SECONDS)
         self.check()
+
+    def _all_fresh(self) -> bool:
+        """Whether a worker vouches for every partition of every view."""
+        try:
+            views = get(self.url + "/v1/status")["views"]
+        except FeatureStoreError:
+            return False
+        return all(parts and all(p["status"] != "stale" for p in parts.values()) for parts in views.values())
 
     def _child(self, name: str, *argv: str) -> Child:
         return Child(name, argv, self.environment, self.logs / f"{name}.log")

@@ -82,8 +82,7 @@ class Child:
 
     def terminate(self) -> None:
         """Asks it to end: SIGTERM, and the end of its stdin."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._close_stdin()
         if self.returncode is None:
             self._process.terminate()
 
@@ -92,8 +91,7 @@ class Child:
         if self.returncode is None:
             self._process.kill()
         self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._close_stdin()
 
     def wait(self, seconds: float) -> bool:
         """Whether it ended within the time."""
@@ -101,4 +99,9 @@ class Child:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
+        self._close_stdin()
         return True
+
+    def _close_stdin(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()

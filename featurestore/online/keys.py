@@ -10,7 +10,7 @@ any size touches at most 256 slots, so that it can be grouped by slot, and all v
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from zlib import crc32

@@ -111,8 +111,9 @@ class OnlineStore:
         names = list(chain.from_iterable(self._keys.values(view_id, keys) for view_id, keys in wanted))
         if not names:
             return []
+        command: Any = (b"MGET", *names)  # declared as a tuple of one word
         with _READS.time():
-            values: list[bytes | None] = await self._answer(self._sent(pack_command((b"MGET", *names))))
+            values: list[bytes | None] = await self._answer(self._sent(pack_command(command)))
         return values
 
     async def write(
@@ -238,7 +239,7 @@ class OnlineStore:
     async def _sent(self, packed: bytes) -> Any:
         """The answer to a command that is bytes already: the client would pack each of its words in Python."""
         pool = self._client.connection_pool
-        connection = await pool.get_connection()
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.send_packed_command(packed, check_health=False)
             return await connection.read_response()

@@ -81,8 +81,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
 def _keep_freed_memory() -> None:
     """Has the C library hold on to what a batch frees, for the next one.
 
-    glibc hands memory back beyond twice the largest block it has seen freed, and blocks above that size at once; fetched
-    again page by page it costs a third of a large lookup. The block made here is never touched, so it takes no memory.
+    glibc hands back blocks above the size of the largest it has seen freed, and what is free beyond twice that size;
+    fetched again page by page it costs a third of a large lookup. The block made here is never touched, so it takes
+    no memory.
     """
     bytes(LARGEST_BLOCK)
 

@@ -22,7 +22,7 @@ from featurestore.serving.requests import KeyValue
 from featurestore.telemetry import get_logger
 from featurestore.types import STATUS_CODES, Status
 
-BATCH_PAIRS = 1024
+BATCH_PAIRS = 768
 """Most (view, entity) pairs in one MGET, unless one request has more. A larger batch lets small lookups wait longer
 for large ones, and leaves nothing to compute while Redis answers."""
 MAX_BATCHES = 4

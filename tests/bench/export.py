@@ -16,9 +16,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from featurestore.cli.demo.flights import events, load_flights
 
 from featurestore import Entity, FeatureService, Source, agg, col, feature_view
+from featurestore.cli.demo.flights import events, load_flights
 from featurestore.clock import DAY, HOUR, SystemClock
 from featurestore.contracts.contract import load_contract
 from featurestore.definitions.compile import check

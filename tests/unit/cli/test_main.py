@@ -17,7 +17,8 @@ HEAVY = {
     "aiokafka", "pandas", "rich",
 }  # fmt: skip
 VERBS = {
-    "init", "demo", "dev", "plan", "apply", "alias", "worker", "serve", "publish", "lookup", "export", "status", "doctor",
+    "init", "demo", "dev", "plan", "apply", "alias", "worker", "serve", "publish", "lookup", "export", "status",
+    "doctor",
 }  # fmt: skip
 
 
