@@ -21,6 +21,7 @@ def test_a_part_that_ends_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"ended with exit code 1(.|\n)*the last word") as caught:
         child.wait_until(lambda: False, 30)
 
+    child.kill()
     assert str(tmp_path / "part.log") in caught.value.hint
 
 
