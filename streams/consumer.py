@@ -22,7 +22,7 @@ from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionE
 
 from featurestore.errors import Unavailable
 from featurestore.telemetry import get_logger
-from streams.lane import Lane
+from streams.lane import Lane, end
 from streams.stopping import PartitionStopped, StopReason
 
 Record: TypeAlias = Any
@@ -137,10 +137,7 @@ class Pump(ConsumerRebalanceListener):
 
     async def stop(self) -> None:
         """Finishes the running batches within the budget, commits the hints and leaves the group."""
-        running = [*self._tasks, *self._retries]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end(*self._tasks, *self._retries)
         if self._consumer is None:
             return
         await self._release(self._assigned)
@@ -193,8 +190,7 @@ class Pump(ConsumerRebalanceListener):
     async def _drain(self, partitions: Collection[TopicPartition]) -> None:
         self._generation += 1
         if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
+            await end(self._opening)
             self._opening = None
         leaving = [lane for tp in list(partitions) if (lane := self._lanes.pop(tp, None)) is not None]
         await asyncio.gather(*(lane.drain(RELEASE_SECONDS) for lane in leaving))

@@ -62,10 +62,8 @@ class Lane:
         self._closing = True
         self._waiting = []
         self._arrived.set()
-        _, unfinished = await asyncio.wait([self._task], timeout=seconds)
-        if unfinished:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.wait([self._task], timeout=seconds)
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:
@@ -84,3 +82,13 @@ class Lane:
                 return
             self.next = records[-1].offset + 1
             self.newest = records[-1].timestamp * 1000
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancels tasks until they are done: `asyncio.wait_for` of Python 3.11 can swallow a cancellation that comes just
+    as its own wait ends, and waiting for such a task would take for ever."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)

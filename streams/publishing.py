@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from aiokafka.partitioner import DefaultPartitioner
 
 from featurestore.contracts.decode import decode
@@ -27,6 +27,7 @@ from featurestore.errors import InvalidRequest, NotFound, Unavailable
 
 CHUNK_ROWS = 8192
 _BATCH_BYTES = 256 << 10
+_TOPIC_SECONDS = 3.0
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json")
 
 
@@ -200,14 +201,15 @@ class Publisher:
 
     async def _ask_partitions(self) -> set[int]:
         topic = self._source.topic
-        for _ in range(20):
-            try:
-                found = await self._producer.partitions_for(topic)
-            except KafkaError:
-                found = None
-            if found:
-                return set(found)
-            await asyncio.sleep(0.1)
+        try:
+            # A broker that makes topics by itself needs a moment; one that does not never answers.
+            async with asyncio.timeout(_TOPIC_SECONDS):
+                return set(await self._producer.partitions_for(topic))
+        except (UnknownTopicOrPartitionError, TimeoutError):
+            pass
+        except KafkaError as error:
+            said = f"topic {topic} cannot be used: {error or type(error).__name__}"
+            raise Unavailable("kafka", said, hint="may this client write there?") from error
         raise NotFound(
             "topic",
             topic,

@@ -35,7 +35,7 @@ def status(context: typer.Context, output: FormOption = None) -> None:
     catalog = Registry(settings.lake).head()
     topics, trouble = _topics()
     ends = {topic["topic"]: topic["partitions"] for topic in topics if topic["exists"]}
-    document = asyncio.run(standing(settings, catalog, ends, SystemClock()))
+    document = asyncio.run(standing(settings, catalog, None if trouble else ends, SystemClock()))
     document = {**document, "kafka": {"reachable": not trouble, "error": trouble}}
     Output(context, output).show(document, lambda out: _draw(out, document))
     if trouble:

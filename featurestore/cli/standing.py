@@ -14,13 +14,13 @@ from featurestore.online.store import Beat, Fence, IntakeMark, OnlineStore
 from featurestore.registry.catalog import Catalog
 
 Ends = Mapping[str, Mapping[str, list[int]]]
-"""Topic → partition → (first offset kept, offset after the last), as Kafka has it now; empty where it is away."""
+"""Topic → partition → (first offset kept, offset after the last), as Kafka has it now."""
 
 INTAKE = ("consumed", "forwarded", "dead_lettered")
 
 
-async def standing(settings: Settings, catalog: Catalog, ends: Ends, clock: Clock) -> dict[str, Any]:
-    """Raises Unavailable where the online store does not answer."""
+async def standing(settings: Settings, catalog: Catalog, ends: Ends | None, clock: Clock) -> dict[str, Any]:
+    """`ends` is None where Kafka is away. Raises Unavailable where the online store does not answer."""
     store = OnlineStore.connect(settings.redis, project=settings.project)
     board = FreshnessBoard(store, clock)
     board.watch(catalog.views.values())
@@ -37,8 +37,9 @@ async def standing(settings: Settings, catalog: Catalog, ends: Ends, clock: Cloc
 
 
 class _Reader:
-    def __init__(self, store: OnlineStore, board: FreshnessBoard, ends: Ends, now: int) -> None:
-        self._store, self._board, self._ends, self._now = store, board, ends, now
+    def __init__(self, store: OnlineStore, board: FreshnessBoard, ends: Ends | None, now: int) -> None:
+        self._store, self._board, self._now = store, board, now
+        self._reachable, self._ends = ends is not None, ends or {}
 
     async def source(self, source: CompiledSource) -> dict[str, Any]:
         beats = await self._store.beats(f"intake:{source.name}")
@@ -47,7 +48,7 @@ class _Reader:
         return {
             "source": source.name,
             "topic": source.topic,
-            "exists": bool(known) if self._ends else None,
+            "exists": bool(known) if self._reachable else None,
             "partitions": [
                 self._intake(p, beats.get(p), marks.get(p), known.get(str(p)))
                 for p in sorted({*beats, *marks, *map(int, known)})

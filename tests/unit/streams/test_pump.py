@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 
 from streams.consumer import Pump, PumpConfig
 from streams.embedded import PARTITIONS, EmbeddedBroker
+from streams.lane import end
 from streams.stopping import PartitionStopped, StopReason
 
 RECORDS = 3000
@@ -99,3 +100,24 @@ async def test_a_partition_that_stops_leaves_the_others_alone(address: str) -> N
 
     assert {0: RECORDS, 1: 40, 2: 1000, 3: RECORDS} == {p: len(seen) for p, seen in stage.offsets.items()}
     assert {TopicPartition("t", 1), TopicPartition("t", 2)} == set(pump.stopped)
+
+
+async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed += 1
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await end(task)
+
+    assert 1 == swallowed
+    assert task.cancelled()
