@@ -187,7 +187,7 @@ async def test_a_bad_deploy_stops_the_partition_and_is_not_dead_lettered(project
 
     beat = (await store.beats(f"intake:{TOPIC}"))[0]
     assert beat.stopped.startswith("rejects: from offset")
-    assert "dlq list" in beat.stopped
+    assert "fs.error" in beat.stopped
     mark = (await store.intake_marks(TOPIC))[0]
     assert len(good) <= mark.offset + 1 < len(good) + 150
     assert json.dumps(beat.stopped) in (worker_log := project.workers[0].log), worker_log[-2000:]
