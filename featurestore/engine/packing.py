@@ -211,6 +211,13 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     return Unpacked(header, tuple(groups), buffer)
 
 
+def headers(values: Sequence[bytes | None]) -> np.ndarray:
+    """`int64[m, HEADER_WORDS]` of the values that are there and long enough to have one, in their order, unchecked."""
+    size = HEADER_WORDS * 8
+    parts = [value[:size] for value in values if value is not None and len(value) >= size]
+    return np.frombuffer(b"".join(parts), "<i8").reshape(-1, HEADER_WORDS)
+
+
 def _runs(buffer: bytes, width: int) -> np.ndarray:
     """Every run of so many words, as a view: row i starts at word i."""
     return np.ndarray((len(buffer) // 8 - width + 1, width), "<i8", buffer, strides=(8, 8))

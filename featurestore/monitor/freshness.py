@@ -100,10 +100,6 @@ class FreshnessBoard:
             return _UNVOUCHED
         return self._fresh.get(view_id, _UNVOUCHED)
 
-    def fences(self, view_id: str) -> Mapping[int, Fence]:
-        """By fold partition, as of the last refresh."""
-        return self._fences.get(view_id, {})
-
     def report(self) -> Mapping[str, Mapping[int, PartitionFreshness]]:
         """Per view and partition, as of the last refresh."""
         return {view: self._report.get(view, {}) for view in self._views}

@@ -55,7 +55,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
         telemetry.REGISTRY_REVISION.set(catalog.revision)
 
     follower = Follower(Registry(settings.lake), adopt)
-    past = PastLookups(Lake(settings.lake), board)
+    past = PastLookups(Lake(settings.lake), store, board)
     engine = LookupEngine(store, board, past, clock)
     endpoint = LookupEndpoint(Plans(follower.current), engine)
     parts = Parts(follower.current, board, endpoint, store.check)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,10 +12,12 @@ import pyarrow as pa
 
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
-from featurestore.errors import AtOutOfRange, Unavailable
+from featurestore.engine.packing import GENERATION, OFFSET, PARTITION, headers
+from featurestore.errors import AtOutOfRange, StoreRefused, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.offline.lake import Lake
 from featurestore.offline.point import covers, lookup_at
+from featurestore.online.store import Fence, OnlineStore
 from featurestore.serving.answers import Answer, Block, Origin, overlaid, placeholder
 from featurestore.serving.plan import LookupPlan
 from featurestore.serving.problems import Problem, Refused
@@ -40,8 +42,8 @@ _log = get_logger(__name__)
 class PastLookups:
     """One per process. `close` abandons what still runs."""
 
-    def __init__(self, lake: Lake, board: FreshnessBoard) -> None:
-        self._lake, self._board = lake, board
+    def __init__(self, lake: Lake, store: OnlineStore, board: FreshnessBoard) -> None:
+        self._lake, self._store, self._board = lake, store, board
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lake-lookup")
         self._busy = 0
 
@@ -60,18 +62,19 @@ class PastLookups:
         """The answer with its `missing` rows (`bool[n]`) computed from events at the answer's `at`.
 
         Raises AtOutOfRange where the lake lacks events that were applied online, Refused where too many wait. A lake
-        that does not answer makes the rows `unavailable`, a spent budget makes them `deadline`.
+        or a store that does not answer makes the rows `unavailable`, a spent budget makes them `deadline`.
         """
         rows = np.flatnonzero(missing)
         seconds = LAKE_SECONDS if budget_ms is None else max(0.0, min(budget_ms / 1e3, LAKE_SECONDS))
         try:
             async with asyncio.timeout(seconds):
-                await self._until_covered([part.view for part in plan.parts], seconds)
-                found = await self._found(plan, entities, keys, rows, answer.at)
+                asked = [[of_view[row] for row in rows.tolist()] for of_view in keys]
+                await self._until_covered([part.view for part in plan.parts], asked, seconds)
+                found = await self._found(plan, entities, asked, rows, answer.at)
         except TimeoutError:
             found = placeholder(plan, rows.size, answer.at, Status.DEADLINE)
-        except Unavailable as error:
-            _log.error("a lookup is answered without the lake", reason=error.message)
+        except (Unavailable, StoreRefused) as error:
+            _log.error("a lookup into the past is not answered", reason=error.message)
             found = placeholder(plan, rows.size, answer.at, Status.UNAVAILABLE)
         source: Origin = "lake" if rows.size == missing.size else "mixed"
         return Answer(_merged(answer, found, rows), 0, missing.size, answer.at, source)
@@ -80,7 +83,7 @@ class PastLookups:
         self,
         plan: LookupPlan,
         entities: Sequence[list[KeyValue]],
-        keys: list[list[str | None]],
+        asked: list[list[str | None]],
         rows: np.ndarray,
         at: int,
     ) -> Block:
@@ -92,14 +95,21 @@ class PastLookups:
         }
         instants = np.full(rows.size, at, np.int64)
         features = await self._in_thread(lambda: lookup_at(self._lake, views, columns, instants))
-        return self._block(plan, features, [[of_view[row] for row in chosen] for of_view in keys], instants)
+        return self._block(plan, features, asked, instants)
 
-    async def _until_covered(self, views: Sequence[CompiledView], seconds: float) -> None:
-        """Waits until the lake holds what was applied online when this was asked, for most of `seconds` at most."""
+    async def _until_covered(
+        self, views: Sequence[CompiledView], asked: list[list[str | None]], seconds: float
+    ) -> None:
+        """Waits until the lake holds what was applied online when this was asked, for most of `seconds` at most.
+
+        A worker writes values, then the fence that says which events they hold, and on its own schedule the lake. So
+        each value asked for waits for its fence, and the fences for the lake. Both are read here, not taken from the
+        board: what it read some time ago may lack the very event that sent this lookup into the past.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + min(0.8 * seconds, PATIENCE_SECONDS)
-        wanted = [(view.source, self._applied(view)) for view in views]
-        while not await self._in_thread(lambda: _all_covered(self._lake, wanted)):
+        wanted = [await self._positions(view, keys) for view, keys in zip(views, asked, strict=True)]
+        while not await self._covered(views, wanted):
             if loop.time() + RETRY_SECONDS > until:
                 raise AtOutOfRange(
                     "`at` lies before an entity's latest event, and the lake does not hold every applied event yet",
@@ -108,13 +118,19 @@ class PastLookups:
                 )
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _applied(self, view: CompiledView) -> dict[int, int]:
-        """Source partition → highest offset that any partition of the view has applied."""
-        applied: dict[int, int] = {}
-        for fence in self._board.fences(view.id).values():
-            for partition, offset in fence.vector.items():
-                applied[partition] = max(offset, applied.get(partition, -1))
-        return applied
+    async def _positions(self, view: CompiledView, keys: list[str | None]) -> dict[int, tuple[int, int]]:
+        """Fold partition → the highest (generation, offset) among the stored values of these keys."""
+        stored = headers(await self._store.read(view.id, [key for key in keys if key is not None]))
+        return {p: (g, o) for p, g, o in sorted(stored[:, [PARTITION, GENERATION, OFFSET]].tolist())}
+
+    async def _covered(self, views: Sequence[CompiledView], wanted: list[dict[int, tuple[int, int]]]) -> bool:
+        needs: list[tuple[CompiledSource, dict[int, int]]] = []
+        for view, positions in zip(views, wanted, strict=True):
+            fences = await self._store.fences(view.id)
+            if any(p not in fences or fences[p].position < position for p, position in positions.items()):
+                return False
+            needs.append((view.source, _applied(fences.values())))
+        return await self._in_thread(lambda: all(covers(self._lake, source, vector) for source, vector in needs))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._busy >= QUEUE:
@@ -148,8 +164,13 @@ class PastLookups:
         return block
 
 
-def _all_covered(lake: Lake, wanted: Sequence[tuple[CompiledSource, Mapping[int, int]]]) -> bool:
-    return all(covers(lake, source, vector) for source, vector in wanted)
+def _applied(fences: Iterable[Fence]) -> dict[int, int]:
+    """Source partition → highest offset that any partition of the view has applied."""
+    applied: dict[int, int] = {}
+    for fence in fences:
+        for partition, offset in fence.vector.items():
+            applied[partition] = max(offset, applied.get(partition, -1))
+    return applied
 
 
 def _merged(answer: Answer, found: Block, rows: np.ndarray) -> Block:

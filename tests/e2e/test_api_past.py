@@ -144,3 +144,25 @@ async def test_more_lookups_than_the_lake_is_asked_for_at_a_time_are_refused(api
     assert refused
     assert all(answer["rows"][0]["values"][1] == 2 for answer in answers if "rows" in answer)
     assert len(refused) < 60
+
+
+async def test_the_lake_must_hold_what_was_applied_the_moment_before(api: Api, events: pa.Table) -> None:
+    """Freshness is looked at now and then; what the lake must hold is known at each lookup anew."""
+    append(api.lake, events, 4)
+    now = api.clock.now()
+    await api.store.put_fence(VIEW.id, 0, Fence(0, 11, {0: events.num_rows}, {}, now, now, now))
+    problem = await ask(api, ["JFK"], 2 * HOUR, budget_ms=500)
+
+    assert (problem["status"], problem["code"]) == (422, "at_out_of_range")
+
+
+async def test_a_value_that_is_ahead_of_its_fence_is_waited_for(api: Api, events: pa.Table) -> None:
+    """Values are written before the fence that says which events of the source they hold."""
+    append(api.lake, events, 4)
+    await api.write(VIEW, flights.stored(VIEW, events, offset=12))
+    problem = await ask(api, ["JFK"], 2 * HOUR, budget_ms=500)
+    assert (problem["status"], problem["code"]) == (422, "at_out_of_range")
+
+    now = api.clock.now()
+    await api.store.put_fence(VIEW.id, 0, Fence(0, 12, {0: events.num_rows - 1}, {}, now, now, now))
+    assert (await ask(api, ["JFK"], 2 * HOUR))["rows"][0]["values"][1] == 2

@@ -101,14 +101,18 @@ def departures(rows: Sequence[tuple[int, str, str | None, int | None, float | No
     )
 
 
-def stored(of: CompiledView, table: pa.Table, *, partition: int = 0) -> dict[str, bytes]:
-    """What a worker would write for these events: canonical key → packed value."""
+def stored(of: CompiledView, table: pa.Table, *, partition: int = 0, offset: int | None = None) -> dict[str, bytes]:
+    """What a worker would write for these events: canonical key → packed value.
+
+    `offset` is what the last of them has in the topic that the view folds; they are its first where it is None.
+    """
     state = ViewState(of)
     batch = event_batch(of.source, tuple(of.keys), table)
     fresh = state.unknown(batch)
     state.load(fresh, [None] * len(fresh), partition)
     folded = state.fold(batch, np.arange(len(batch)))
-    values = state.encode(folded.slots, generation=0, partition=partition, offset=len(batch) - 1)
+    last = len(batch) - 1 if offset is None else offset
+    values = state.encode(folded.slots, generation=0, partition=partition, offset=last)
     return dict(zip(folded.keys, values, strict=True))
 
 
