@@ -32,6 +32,8 @@ from tests.oracle.compare import assert_values
 from tests.oracle.meaning import OracleEvent, OracleFeature, evaluate, magnitude
 
 TOPIC, PARTITIONS = "clicks", 4
+VIEWS = ("user_clicks@1", "shop_clicks@1")
+"""Of `DEFINITIONS`."""
 
 SCHEMA = {
     "type": "record",
@@ -124,9 +126,9 @@ class Sent:
     offset: int = -1
 
 
-def random_records(count: int, seed: int, *, start: int) -> list[Sent]:
-    """Disorder, ties, nulls, very late events, and about one in fifty that is no event; times from `start` (µs) on."""
-    rng = random.Random(seed)
+def records_of(count: int, seed: int) -> list[Sent]:
+    """The last two hours: disorder, ties, nulls, very late events, and about one in fifty that is no event."""
+    rng, start = random.Random(seed), SystemClock().now() - 2 * HOUR
     return [_record(rng, start + i * SECOND // 4) for i in range(count)]
 
 

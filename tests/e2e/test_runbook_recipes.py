@@ -1,35 +1,10 @@
 """What the runbook tells people to do, done: partitions that were stopped go on."""
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import pytest
-
-from featurestore.clock import HOUR, SystemClock
 from featurestore.online.store import OnlineStore
-from streams.embedded import EmbeddedBroker
-from tests.e2e.streaming import TOPIC, Project, Sent, assert_oracle, random_records, send, until, until_done
+from tests.e2e.streaming import TOPIC, VIEWS, Project, Sent, assert_oracle, records_of, send, until, until_done
 from tests.parts.redis import RedisServer
-
-VIEWS = ("user_clicks@1", "shop_clicks@1")
-
-
-@pytest.fixture
-def project(embedded_broker: EmbeddedBroker, own_redis: RedisServer, tmp_path: Path) -> Iterator[Project]:
-    found = Project(embedded_broker.bootstrap, own_redis.url, tmp_path / "first")
-    found.directory.mkdir()
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-async def store(own_redis: RedisServer) -> AsyncIterator[OnlineStore]:
-    async with OnlineStore.connect(own_redis.url) as connected:
-        yield connected
-
-
-def records_of(count: int, seed: int) -> list[Sent]:
-    return random_records(count, seed, start=SystemClock().now() - 2 * HOUR)
 
 
 async def stopped(store: OnlineStore) -> bool:
@@ -57,20 +32,20 @@ async def test_bad_records_that_stopped_a_partition_are_given_up_with_a_share_of
 
 
 async def test_a_new_project_and_lake_fold_everything_again(
-    project: Project, own_redis: RedisServer, tmp_path: Path
+    project: Project, redis: RedisServer, tmp_path: Path
 ) -> None:
     project.publish()
     records = records_of(800, seed=32)
     await send(project.bootstrap, records)
-    async with OnlineStore.connect(own_redis.url) as store:
+    async with OnlineStore.connect(redis.url) as store:
         worker = project.worker()
         await until_done(store, records, VIEWS)
         assert worker.terminate() == 0
 
-    again = Project(project.bootstrap, own_redis.url, tmp_path / "second")
+    again = Project(project.bootstrap, redis.url, tmp_path / "second")
     again.directory.mkdir()
     catalog = again.publish()
-    async with OnlineStore.connect(own_redis.url, project="again") as store:
+    async with OnlineStore.connect(redis.url, project="again") as store:
         again.worker(FS_PROJECT="again")
         await until_done(store, records, VIEWS)
         for view in catalog.views.values():

@@ -2,12 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from featurestore.clock import HOUR, SystemClock
 from featurestore.offline.lake import Lake
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
@@ -18,26 +16,18 @@ from tests.e2e.streaming import (
     ORACLE,
     PARTITIONS,
     TOPIC,
+    VIEWS,
     Project,
     Sent,
     assert_oracle,
     dead_letters,
     folded,
-    random_records,
+    records_of,
     send,
     until,
     until_done,
 )
 from tests.parts.kafka import KafkaServer
-from tests.parts.redis import RedisServer
-
-VIEWS = ("user_clicks@1", "shop_clicks@1")
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer(persist=True) as server:
-        yield server
 
 
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -49,23 +39,6 @@ def broker(request: pytest.FixtureRequest) -> Iterator[str]:
     with KafkaServer() as kafka:
         kafka.create_topic(TOPIC, partitions=PARTITIONS)
         yield kafka.bootstrap
-
-
-@pytest.fixture
-def project(broker: str, redis: RedisServer, tmp_path: Path) -> Iterator[Project]:
-    found = Project(broker, redis.url, tmp_path)
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-async def store(redis: RedisServer) -> AsyncIterator[OnlineStore]:
-    async with OnlineStore.connect(redis.url) as connected:
-        yield connected
-
-
-def records_of(count: int, seed: int) -> list[Sent]:
-    return random_records(count, seed, start=SystemClock().now() - 2 * HOUR)
 
 
 async def assert_everything(project: Project, store: OnlineStore, catalog: Catalog, records: list[Sent]) -> None:

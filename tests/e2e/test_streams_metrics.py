@@ -1,35 +1,16 @@
 """What a worker tells a scraper: the whole ledger, under the names that dashboards and alerts use."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import httpx
-import pytest
 
-from featurestore.clock import HOUR, SystemClock
 from featurestore.online.store import OnlineStore
-from streams.embedded import EmbeddedBroker
 from streams.folding import Count
-from tests.e2e.streaming import Project, Worker, folded, random_records, send, until, until_done
+from tests.e2e.streaming import VIEWS, Project, Worker, folded, records_of, send, until, until_done
 from tests.parts.process import free_ports
 from tests.parts.redis import RedisServer
 
-VIEWS = ("user_clicks@1", "shop_clicks@1")
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
-
-
-@pytest.fixture
-def project(embedded_broker: EmbeddedBroker, own_redis: RedisServer, tmp_path: Path) -> Iterator[Project]:
-    found = Project(embedded_broker.bootstrap, own_redis.url, tmp_path)
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-async def store(own_redis: RedisServer) -> AsyncIterator[OnlineStore]:
-    async with OnlineStore.connect(own_redis.url) as connected:
-        yield connected
 
 
 def port_of(worker: Worker) -> int | None:
@@ -61,7 +42,7 @@ def scrape(port: int) -> dict[str, dict[str, float]]:
 
 async def test_a_scrape_of_a_worker_has_every_count_of_the_ledger(project: Project, store: OnlineStore) -> None:
     project.publish()
-    records = random_records(1500, seed=21, start=SystemClock().now() - 2 * HOUR)
+    records = records_of(1500, seed=21)
     await send(project.bootstrap, records)
     port = await announced(project.worker(FS_METRICS_PORT="0"))
     await until_done(store, records, VIEWS)
@@ -93,9 +74,9 @@ async def test_a_scrape_of_a_worker_has_every_count_of_the_ledger(project: Proje
 
 
 async def test_a_scrape_says_what_the_worker_waits_for_before_it_can_start(
-    project: Project, own_redis: RedisServer
+    project: Project, redis: RedisServer
 ) -> None:
-    own_redis.kill()
+    redis.kill()
     port = await announced(project.worker(FS_METRICS_PORT="0"))
 
     async def waits() -> bool:

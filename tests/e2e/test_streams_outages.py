@@ -3,43 +3,15 @@
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from featurestore.clock import HOUR, SystemClock
 from featurestore.online.store import OnlineStore
-from streams.embedded import EmbeddedBroker
 from streams.folding import Count
-from tests.e2e.streaming import Project, Sent, assert_oracle, folded, random_records, send, until, until_done
+from tests.e2e.streaming import VIEWS, Project, assert_oracle, folded, records_of, send, until, until_done
 from tests.parts.kafka import KafkaServer
 from tests.parts.redis import RedisServer
-
-VIEWS = ("user_clicks@1", "shop_clicks@1")
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer(persist=True) as server:
-        yield server
-
-
-@pytest.fixture
-def project(embedded_broker: EmbeddedBroker, redis: RedisServer, tmp_path: Path) -> Iterator[Project]:
-    found = Project(embedded_broker.bootstrap, redis.url, tmp_path)
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-async def store(redis: RedisServer) -> AsyncIterator[OnlineStore]:
-    async with OnlineStore.connect(redis.url) as connected:
-        yield connected
-
-
-def records_of(count: int, seed: int) -> list[Sent]:
-    return random_records(count, seed, start=SystemClock().now() - 2 * HOUR)
 
 
 async def said(project: Project, text: str) -> bool:
