@@ -20,9 +20,10 @@ from featurestore.registry.log import Registry
 from featurestore.telemetry import get_logger
 from streams.consumer import Pump, PumpConfig
 from streams.deadletters import DeadLetters
-from streams.fold import FeatureRows, FoldStage
+from streams.fold import FoldStage
 from streams.heart import Heart
 from streams.intake import IntakeStage
+from streams.materialising import FeatureRows
 from streams.patience import Patience
 from streams.producing import Outbox
 from streams.topics import Topics

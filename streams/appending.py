@@ -49,10 +49,12 @@ class Appender(Generic[Token]):
         *,
         interval: float,
         limit_rows: int = LIMIT_ROWS,
+        collect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`stream` names, with a partition, whose offsets the appends record."""
+        """`stream` names, with a partition, whose offsets the appends record. `collect` is called before each of them
+        to `put` what is due."""
         self._lake, self._table, self._stream, self._patience = lake, table, stream, patience
-        self._on_durable = on_durable
+        self._on_durable, self._collect = on_durable, collect
         self._interval, self._limit = interval, limit_rows
         self._buffers: dict[int, _Buffer[Token]] = {}
         self._held = 0
@@ -71,8 +73,16 @@ class Appender(Generic[Token]):
     async def add(self, partition: int, rows: pa.Table, last: int, token: Token) -> None:
         """Takes rows (`_partition`, `_offset`, `event_time`, …) up to offset `last`; waits while too many are held."""
         await self._room.wait()
+        self.check()
+        self.put(partition, rows, last, token)
+
+    def check(self) -> None:
+        """Raises what the lake refused the last append for."""
         if self._failure is not None:
             raise self._failure
+
+    def put(self, partition: int, rows: pa.Table, last: int, token: Token) -> None:
+        """As `add`, whether there is room or not."""
         buffer = self._buffers.setdefault(partition, _Buffer(token, last))
         buffer.last, buffer.token = last, token
         buffer.rows.append(rows)
@@ -89,7 +99,8 @@ class Appender(Generic[Token]):
         self._recount()
 
     async def run(self) -> None:
-        """Flushes until cancelled. What the lake refuses for good is raised by `add`, lest lanes go on for nothing."""
+        """Flushes until cancelled. What the lake refuses for good is raised by `add` and `check`, lest lanes go on for
+        nothing."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._interval)
@@ -97,7 +108,7 @@ class Appender(Generic[Token]):
             try:
                 await self.flush()
                 self._failure = None
-            except Exception as error:  # noqa: BLE001 — kept for `add`, and tried again
+            except Exception as error:  # noqa: BLE001 — kept for `check`, and tried again
                 _log.error("the lake refuses rows", table=self._table, exc_info=error)
                 self._failure = error
                 self._room.set()
@@ -105,6 +116,8 @@ class Appender(Generic[Token]):
     async def flush(self) -> None:
         """Appends all that is buffered; returns when the lake has it, however long that takes."""
         async with self._flushing:
+            if self._collect is not None:
+                await self._collect()
             taken, self._buffers = self._buffers, {}
             if not taken:
                 return

@@ -10,15 +10,13 @@ import pyarrow as pa
 from aiokafka import TopicPartition
 
 from featurestore.contracts.encode import encode_json
-from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import event_batch
 from featurestore.engine.state import ViewState
 from featurestore.errors import Corrupt
-from featurestore.offline.materialised import features_table
-from streams.appending import Appender
 from streams.consumer import Record
 from streams.deadletters import Letter
 from streams.folding import Delivery, Piece, ViewFold
+from streams.materialising import FeatureRows
 from streams.shuffle import APPENDED, Shuffled, decode
 from streams.stopping import PartitionStopped, StopReason
 from streams.viewlane import Refuse, ViewLane
@@ -27,39 +25,8 @@ from streams.wiring import NO_WORK, LanePlan, Parts, Work
 MAX_ROWS = 50_000
 """Rows folded at once, where single records are not larger: bounds memory and the time until they can be read."""
 
-
-class FeatureRows:
-    """The materialised rows of all views that this worker folds, each view in its own table."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._appenders: dict[str, Appender[int]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def of(self, view: CompiledView) -> Appender[int]:
-        if view.id not in self._appenders:
-            appender = Appender[int](
-                self._parts.lake,
-                features_table(view),
-                view.id,
-                self._parts.patience,
-                _nothing_more,
-                interval=self._parts.settings.lake_interval_seconds,
-            )
-            self._appenders[view.id] = appender
-            self._tasks.append(asyncio.create_task(appender.run()))
-        return self._appenders[view.id]
-
-    async def flush(self) -> None:
-        await asyncio.gather(*(appender.flush() for appender in self._appenders.values()))
-
-    def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
-
-async def _nothing_more(_partition: int, _offset: int) -> None:
-    """Feature rows are a copy: no mark waits for them."""
+_ENCODED = (("fs.encoded", b"json"),)
+"""Of letters whose original bytes are not in the shuffle: the event, encoded anew, under the entity's key."""
 
 
 async def open_views(
@@ -75,7 +42,7 @@ async def open_views(
         for p in partitions:
             state = ViewState(view, budget_bytes=int(parts.settings.state_bytes) // max(1, share), xp=parts.xp)
             fold = ViewFold(view, p, state, fences.get(p))
-            opened[p].append(ViewLane(fold, parts.store, parts.clock, parts.patience, rows.of(view)))
+            opened[p].append(ViewLane(fold, parts.store, parts.clock, parts.patience, rows.open(view, p)))
     return opened
 
 
@@ -120,6 +87,8 @@ class FoldStage:
         lane = self._work.shuffles.get(partition.topic)
         if lane is None:
             return  # the revision that is coming does not read this topic
+        for view in lane.views:
+            self._rows.check(view)
         _require_contiguous(records, start)
         decoded = await asyncio.to_thread(_decode_all, lane, records)
         for group in _groups(decoded):
@@ -134,7 +103,7 @@ class FoldStage:
             places = zip(table["_partition"].to_pylist(), table["_offset"].to_pylist(), values, strict=True)
             keys = delivery.events.keys.take(pa.array(rows)).to_pylist()
             letters = [
-                Letter(p, o, (key or "").encode(), value, (), reason, error)
+                Letter(p, o, (key or "").encode(), value, _ENCODED, reason, error)
                 for (p, o, value), key in zip(places, keys, strict=True)
             ]
             await self._parts.dead.send(lane.source, letters)

@@ -19,8 +19,9 @@ from featurestore.online.fences import IntakeMark
 from streams.appending import Appender
 from streams.consumer import Record
 from streams.deadletters import Letter
-from streams.fold import FeatureRows, hole_in, open_views
+from streams.fold import hole_in, open_views
 from streams.folding import NOTHING, Delivery, Piece
+from streams.materialising import FeatureRows
 from streams.producing import Outgoing
 from streams.reading import Batch, read
 from streams.rejects import RejectWatch
@@ -207,6 +208,8 @@ class IntakeStage:
                 first=batch.first,
                 last=batch.last,
             )
+            for view in lane.views:
+                self._rows.check(view)
             refuse = self._refuse(part, batch)
             takes += [view.take(delivery, refuse) for view in views]
         return takes

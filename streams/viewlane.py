@@ -8,16 +8,13 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurestore.clock import SECOND, Clock
-from featurestore.offline.materialised import feature_rows
 from featurestore.online.fences import Fence, Put
 from featurestore.online.store import OnlineStore
 from featurestore.telemetry import EVENTS, VISIBLE_DELAY, get_logger
-from streams.appending import Appender
 from streams.folding import Accepted, Count, Delivery, Effects, ViewFold
+from streams.materialising import Changes
 from streams.patience import Patience
 
 T = TypeVar("T")
@@ -44,11 +41,11 @@ class ViewLane:
         store: OnlineStore,
         clock: Clock,
         patience: Patience,
-        rows: Appender[int] | None = None,
+        changes: Changes,
     ) -> None:
-        """`rows` takes the materialised feature rows."""
+        """`changes` is told which entities have new values."""
         self.fold = fold
-        self._store, self._clock, self._patience, self._rows = store, clock, patience, rows
+        self._store, self._clock, self._patience, self._changes = store, clock, patience, changes
         self._stored: Fence | None = fold.fence if fold.fence.offset >= 0 else None
         # From the start on and at 0: an alert on a rate misses a counter's first step from nothing.
         view = fold.view
@@ -72,9 +69,7 @@ class ViewLane:
             await refuse(rows, reason, error)
         await self._put_fence(effects)
         self._measure(accepted, effects)
-        if self._rows is not None:
-            rows = await self._compute(len(effects.keys), self._materialised, accepted, effects)
-            await self._rows.add(self.fold.partition, rows, effects.fence.offset, effects.fence.offset)
+        self._changes.note(accepted.events, effects.keys, effects.fence.offset)
 
     async def _write(self, accepted: Accepted) -> Effects:
         while True:
@@ -132,19 +127,3 @@ class ViewLane:
         if len(accepted.appended):
             # One sample for the batch, of its oldest event: a worker under load must not count itself fast.
             VISIBLE_DELAY.labels(view.id).observe(max(0, self._clock.now() - int(accepted.appended.min())) / SECOND)
-
-    def _materialised(self, accepted: Accepted, effects: Effects) -> pa.Table:
-        """One row per entity that changed: its keys, every feature as it can now be read, and both times."""
-        view, folded = self.fold.view, effects.folded
-        keys = pa.array(folded.keys, pa.string())
-        first = pc.index_in(keys, value_set=accepted.events.keys)
-        return feature_rows(
-            view,
-            keys,
-            {name: accepted.events.columns[name].take(first) for name in view.keys},
-            self.fold.state.features(folded.slots, folded.latest),
-            latest=folded.latest,
-            visible_time=self._clock.now(),
-            partition=self.fold.partition,
-            offset=effects.fence.offset,
-        )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import uvloop
 
+from featurestore.allocator import keep_freed_memory
 from featurestore.config import Settings, load_settings
 from featurestore.errors import FeatureStoreError
 from featurestore.telemetry import get_logger, metrics_served, setup_logging
@@ -40,6 +41,7 @@ def run_worker(settings: Settings, *, instance: str | None = None) -> int:
     setup_logging(settings.log)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    keep_freed_memory()
     try:
         with _metrics(settings):
             return uvloop.run(_run(settings, instance))

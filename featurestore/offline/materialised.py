@@ -29,19 +29,19 @@ def feature_rows(
     latest: np.ndarray,
     visible_time: int,
     partition: int,
-    offset: int,
+    offset: np.ndarray,
 ) -> pa.Table:
     """Rows of `features/<view>@<v>` for one flush, as `Lake.append` takes them.
 
-    n entities: `keys` canonical, `parts` by key column, `latest` the entity's latest event time (int64 µs). All rows
-    stand at log offset `offset` of fold partition `partition`, with the mark `app_id(view.id, partition) -> offset`.
+    n entities of fold partition `partition`: `keys` canonical, `parts` by key column, `latest` the entity's latest
+    event time (`int64[n]` µs), `offset` the log offset that its values stand at (`int64[n]`).
     A feature named like a key column, `event_time` or `visible_time` is in the column `_feature_<name>`.
     """
     rows = len(keys)
     data: dict[str, pa.Array] = {
         KEY: keys,
         PARTITION: pa.array(np.full(rows, partition, np.int32)),
-        OFFSET: pa.array(np.full(rows, offset, np.int64)),
+        OFFSET: pa.array(np.asarray(offset, np.int64)),
         EVENT_TIME: pa.array(np.asarray(latest, np.int64)).cast(INSTANT),
         VISIBLE_TIME: pa.array(np.full(rows, visible_time, np.int64)).cast(INSTANT),
         MONTH: months(np.asarray(latest, np.int64)),

@@ -12,6 +12,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
+from featurestore.online.connection import exchange
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -89,25 +91,17 @@ async def evaluate(client: Redis, script: Script, calls: Sequence[Call]) -> list
     Calls run in order unless the server has forgotten the script: it is then loaded, and the calls that were refused
     run after those that were not. Raises the first other error once every call has been answered.
     """
-    replies = await _send(client, script, calls)
+    replies = await exchange(client, [_words(script, call) for call in calls])
     unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
         await client.script_load(script.body)
-        again = await _send(client, script, [calls[i] for i in unknown])
+        again = await exchange(client, [_words(script, calls[i]) for i in unknown])
         for i, reply in zip(unknown, again, strict=True):
             replies[i] = reply
     for reply in replies:
         if isinstance(reply, RedisError):
             raise reply
     return replies
-
-
-async def _send(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
-    async with client.pipeline(transaction=False) as pipeline:
-        for call in calls:
-            pipeline.execute_command(*_words(script, call))
-        # Raising in there would put the command, with keys and values, into the message.
-        return await pipeline.execute(raise_on_error=False)
 
 
 def _words(script: Script, call: Call) -> tuple[str | bytes | int, ...]:

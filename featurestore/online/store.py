@@ -8,12 +8,11 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
-from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, StoreRefused
-from featurestore.online.connection import CONNECTIONS, Endpoint, open_client, parse_endpoint, translated
+from featurestore.online.connection import CONNECTIONS, Endpoint, ask, open_client, parse_endpoint, translated
 from featurestore.online.fences import (
     Beat,
     Fence,
@@ -111,9 +110,8 @@ class OnlineStore:
         names = list(chain.from_iterable(self._keys.values(view_id, keys) for view_id, keys in wanted))
         if not names:
             return []
-        command: Any = (b"MGET", *names)  # declared as a tuple of one word
         with _READS.time():
-            values: list[bytes | None] = await self._answer(self._sent(pack_command(command)))
+            values: list[bytes | None] = await self._answer(ask(self._client, b"MGET", *names))
         return values
 
     async def write(
@@ -235,16 +233,6 @@ class OnlineStore:
         task.add_done_callback(self._running.discard)
         with translated(self.address):
             return await asyncio.shield(task)
-
-    async def _sent(self, packed: bytes) -> Any:
-        """The answer to a command that is bytes already: the client would pack each of its words in Python."""
-        pool = self._client.connection_pool
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        try:
-            await connection.send_packed_command(packed, check_health=False)
-            return await connection.read_response()
-        finally:
-            await pool.release(connection)
 
     async def _records(self, kind: type[Record], name: bytes) -> dict[int, Record]:
         fields = await self._answer(self._client.hgetall(name))

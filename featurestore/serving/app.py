@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from featurestore import telemetry
+from featurestore.allocator import keep_freed_memory
 from featurestore.clock import Clock, SystemClock
 from featurestore.config import Settings
 from featurestore.errors import FeatureStoreError, near_matches
@@ -32,9 +33,6 @@ from featurestore.serving.routes import Parts, router
 
 STORE_SECONDS = 1.0
 """A store that takes longer than this is as good as away: the rows are answered as `unavailable`."""
-
-LARGEST_BLOCK = 31 << 20
-"""Bytes; glibc looks at none above 32 MiB."""
 
 DESCRIPTION = """\
 Point-in-time-correct feature values for inference. Every value says what it is worth; every error is an RFC 9457
@@ -72,20 +70,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
             # What start-up built stays for good: without this each full collection walks it, 20 ms at a time.
             gc.collect()
             gc.freeze()
-            _keep_freed_memory()
+            keep_freed_memory()
             yield
 
     return Front(_documented(parts, running), endpoint, running)
-
-
-def _keep_freed_memory() -> None:
-    """Has the C library hold on to what a batch frees, for the next one.
-
-    glibc hands back blocks above the size of the largest it has seen freed, and what is free beyond twice that size;
-    fetched again page by page it costs a third of a large lookup. The block made here is never touched, so it takes
-    no memory.
-    """
-    bytes(LARGEST_BLOCK)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -4,8 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
+import polars as pl
 import pytest
 
+from featurestore.engine.read import ViewReader
 from featurestore.offline.lake import Lake
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
@@ -103,6 +105,29 @@ async def test_every_bad_record_is_one_dead_letter_as_it_was(project: Project, s
         counted.update(mark.ledger)
     assert reasons == {reason: counted[reason] for reason in reasons}
     assert counted["consumed"] == len(records) == counted["forwarded"] + counted["dead_lettered"]
+
+
+async def test_the_last_feature_row_of_every_entity_is_what_can_be_read_online(
+    project: Project, store: OnlineStore
+) -> None:
+    catalog, records = project.publish(), records_of(2000, seed=8)
+    worker = project.worker()
+    await send(project.bootstrap, records[:1000])
+    await until_done(store, records[:1000], VIEWS)
+    await send(project.bootstrap, records[1000:])
+    await until_done(store, records, VIEWS)
+    assert worker.terminate() == 0
+
+    for view in catalog.views.values():
+        rows = pl.read_delta(f"{project.lake}/features/{view.id}").sort("_key", "_offset")
+        last = rows.unique("_key", keep="last", maintain_order=True)
+        keys = last["_key"].to_list()
+        assert sorted(keys) == sorted([key async for key in store.scan_view(view.id)])
+        latest = last["event_time"].dt.timestamp("us").to_numpy()
+        reading = ViewReader(view).read(await store.read(view.id, keys), latest, 0)
+        assert latest.tolist() == reading.latest.tolist()
+        for column in reading.columns:
+            assert last[column.name].to_list() == column.to_list()
 
 
 async def test_a_worker_killed_again_and_again_ends_with_the_same_values(project: Project, store: OnlineStore) -> None:

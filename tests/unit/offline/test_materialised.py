@@ -29,7 +29,7 @@ def test_a_flush_becomes_rows_that_anyone_can_read(tmp_path: Path) -> None:
         latest=np.array([START + 40 * DAY, START]),
         visible_time=START + 41 * DAY,
         partition=3,
-        offset=17,
+        offset=np.array([17, 16]),
     )
     assert lake.append(features_table(VIEW), rows, {app_id(VIEW.id, 3): 17})
     assert not lake.append(features_table(VIEW), rows, {app_id(VIEW.id, 3): 17})
@@ -39,7 +39,7 @@ def test_a_flush_becomes_rows_that_anyone_can_read(tmp_path: Path) -> None:
     assert frame["departures"].to_list() == [2, 1]
     assert frame["last_delay"].to_list() == [30.0, 4.0]
     assert frame["_month"].to_list() == ["2024-02", "2024-01"]
-    assert frame["_offset"].to_list() == [17, 17]
+    assert frame["_offset"].to_list() == [17, 16]
     assert frame["_partition"].to_list() == [3, 3]
 
 
@@ -48,7 +48,14 @@ def test_a_feature_with_the_name_of_a_key_has_a_column_of_its_own() -> None:
     (column, *_) = lookup_at(Lake("nowhere"), [VIEW], parts, np.array([START]))[VIEW.id]
     renamed = type(column)("gate", column.dtype, column.many, column.values, column.valid, column.status, column.as_of)
     rows = feature_rows(
-        VIEW, pa.array(["JFK|7"]), parts, [renamed], latest=np.array([START]), visible_time=0, partition=0, offset=0
+        VIEW,
+        pa.array(["JFK|7"]),
+        parts,
+        [renamed],
+        latest=np.array([START]),
+        visible_time=0,
+        partition=0,
+        offset=np.array([0]),
     )
     assert rows["gate"].to_pylist() == [7]
     assert rows["_feature_gate"].to_pylist() == [0]

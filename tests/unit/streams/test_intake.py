@@ -18,8 +18,8 @@ from featurestore.online.fences import IntakeMark
 from featurestore.online.store import OnlineStore
 from streams.deadletters import DeadLetters
 from streams.embedded import EmbeddedBroker
-from streams.fold import FeatureRows
 from streams.intake import IntakeStage
+from streams.materialising import FeatureRows
 from streams.patience import Patience
 from streams.producing import Outbox
 from streams.topics import Topics
