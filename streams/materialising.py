@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -123,23 +124,26 @@ class FeatureRows:
             entities, offset = taken
             try:
                 slices = range(0, entities.num_rows, READ_KEYS)
-                rows = [await self._rows(view, partition, entities.slice(start, READ_KEYS)) for start in slices]
+                rows = [await self._rows(view, partition, entities.slice(start, READ_KEYS), offset) for start in slices]
             except BaseException:
                 changes.put_back(entities)
                 raise
             self._appenders[view.id].put(partition, pa.concat_tables(rows), offset, offset)
 
-    async def _rows(self, view: CompiledView, partition: int, entities: pa.Table) -> pa.Table:
+    async def _rows(self, view: CompiledView, partition: int, entities: pa.Table, offset: int) -> pa.Table:
         keys: list[str] = entities.column(0).to_pylist()
         stored = await self._parts.patience.until_done(lambda: self._parts.store.read(view.id, keys))
         now = self._parts.clock.now()
-        return await asyncio.to_thread(_evaluated, self._readers[view.id], entities, stored, now, partition)
+        return await asyncio.to_thread(_evaluated, self._readers[view.id], entities, stored, now, partition, offset)
 
 
 def _evaluated(
-    reader: ViewReader, entities: pa.Table, stored: Sequence[bytes | None], now: int, partition: int
+    reader: ViewReader, entities: pa.Table, stored: Sequence[bytes | None], now: int, partition: int, offset: int
 ) -> pa.Table:
-    """The rows of entities whose value is there: one that went idle long ago may be gone from the store again."""
+    """The rows of entities whose value is there: one that went idle long ago may be gone from the store again.
+
+    A value may hold a batch that is not noted yet. It then gets another row, and this one the last offset noted.
+    """
     there = pa.array([value is not None for value in stored], pa.bool_())
     entities, values = entities.filter(there), [value for value in stored if value is not None]
     header = headers(values)
@@ -151,7 +155,7 @@ def _evaluated(
         latest=header[:, LATEST],
         visible_time=now,
         partition=partition,
-        offset=header[:, OFFSET],
+        offset=np.minimum(header[:, OFFSET], offset),
     )
 
 

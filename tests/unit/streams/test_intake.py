@@ -1,55 +1,22 @@
 """Intake on real parts, one partition, driven by hand: what it counts, sends and stores."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 import redis
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from featurestore.clock import SystemClock
-from featurestore.config import load_settings
-from featurestore.offline.lake import Lake
 from featurestore.online.fences import IntakeMark
-from featurestore.online.store import OnlineStore
-from streams.deadletters import DeadLetters
-from streams.embedded import EmbeddedBroker
 from streams.intake import IntakeStage
 from streams.materialising import FeatureRows
-from streams.patience import Patience
-from streams.producing import Outbox
-from streams.topics import Topics
 from streams.wiring import LanePlan, Parts, Work
 from tests.unit.streams.clicks import compiled, records, source
 
 CLICKS = TopicPartition("clicks", 0)
 VALUES = [b'{"at": 1, "user": "a"}', b"{", b'{"at": 2, "user": "b"}', b"", b'{"at": 3, "user": null}']
 LEDGER = {"consumed": 5, "forwarded": 3, "dead_lettered": 2, "not_json": 1, "empty": 1}
-
-
-@pytest.fixture
-async def parts(embedded_broker: EmbeddedBroker, redis_url: str, tmp_path: Path) -> AsyncIterator[Parts]:
-    address, patience = embedded_broker.bootstrap, Patience()
-    topics, outbox = Topics(address), Outbox(address)
-    await outbox.start()
-    async with OnlineStore.connect(redis_url) as store:
-        yield Parts(
-            settings=load_settings(kafka=address, redis=redis_url, lake=str(tmp_path / "lake")),
-            bootstrap=address,
-            store=store,
-            lake=Lake(str(tmp_path / "lake")),
-            clock=SystemClock(),
-            topics=topics,
-            outbox=outbox,
-            dead=DeadLetters(outbox, topics, patience),
-            patience=patience,
-            xp=np,
-        )
-    await outbox.stop()
 
 
 async def take(parts: Parts, values: list[bytes], first: int) -> int | None:

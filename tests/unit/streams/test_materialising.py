@@ -1,12 +1,16 @@
 """Which entities get a row, and with what: a change is noted once, and handed over again where it was put back."""
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurestore.engine.columns import EventBatch
+from featurestore.engine.columns import EventBatch, event_batch
+from featurestore.offline.materialised import features_table
 from streams import materialising
-from streams.materialising import Changes
+from streams.materialising import Changes, FeatureRows
+from streams.wiring import Parts
+from tests.unit.serving import flights
 from tests.unit.streams.clicks import compiled
 
 
@@ -54,3 +58,28 @@ def test_while_the_lake_is_away_only_the_entities_are_kept(changes: Changes, mon
     taken = changes.take()
     assert taken is not None
     assert sorted(taken[0].column(0).to_pylist()) == ["a", "c"]
+
+
+async def test_a_row_never_claims_an_offset_that_was_not_noted(parts: Parts) -> None:
+    """The stored value may be of a later batch already, which then gets a row of its own."""
+    view, now = flights.view("airport_delay"), parts.clock.now()
+    departures = flights.departures([(now - 1000, "JFK", "AA", 1, 5.0), (now - 500, "LGA", "DL", 2, 1.0)])
+    stored = flights.stored(view, departures, offset=12)
+    await parts.store.write(view.id, list(stored), list(stored.values()))
+    batch = event_batch(view.source, tuple(view.keys), departures)
+    rows = FeatureRows(parts)
+    changes = rows.open(view, 0)
+    try:
+        for touched, offset in ((["JFK", "LGA"], 9), (["JFK"], 12)):
+            changes.note(batch, touched, offset)
+            await rows.flush()
+    finally:
+        rows.stop()
+
+    found = pl.read_delta(f"{parts.lake.url}/{features_table(view)}").sort("_offset", "_key")
+    assert found.select("_key", "origin", "_offset").rows() == [
+        ("JFK", "JFK", 9),
+        ("LGA", "LGA", 9),
+        ("JFK", "JFK", 12),
+    ]
+    assert found["delay_max_24h"].to_list() == [5.0, 1.0, 5.0]
