@@ -90,9 +90,9 @@ class FoldStage:
         for view in lane.views:
             self._rows.check(view)
         _require_contiguous(records, start)
-        decoded = await asyncio.to_thread(_decode_all, lane, records)
+        decoded = _decode_all(lane, records)
         for group in _groups(decoded):
-            delivery = await asyncio.to_thread(_delivery, lane, group)
+            delivery = _delivery(lane, group)
             refuse = self._refuse(lane, group, delivery)
             await asyncio.gather(*(view.take(delivery, refuse) for view in self.views(partition)))
 

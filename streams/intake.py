@@ -131,14 +131,14 @@ class IntakeStage:
         part = self._open[partition]
         await self._require_whole(part, partition, records, start)
         now = self._parts.clock.now()
-        batch = await asyncio.to_thread(read, part.source, partition.partition, records, start, now)
+        batch = read(part.source, partition.partition, records, start, now)
         cut = part.watch.cut(batch.refused)
         if cut is None:
             await self._take(part, batch)
             return
         if cut:
             some = records[:cut]
-            await self._take(part, await asyncio.to_thread(read, part.source, partition.partition, some, start, now))
+            await self._take(part, read(part.source, partition.partition, some, start, now))
         at = records[cut].offset
         said = next(letter for letter in batch.letters if letter.offset >= at)
         raise PartitionStopped(
@@ -152,7 +152,7 @@ class IntakeStage:
         fresh = [letter for letter in batch.letters if letter.offset > part.mark.offset]
         # Dead letters are acknowledged before the lake's append: where the lake has more, they need not go again.
         unsent = [letter for letter in fresh if letter.offset > part.recorded]
-        records = await asyncio.to_thread(self._shuffle, part, batch)
+        records = self._shuffle(part, batch)
         await all_done(
             self._parts.dead.send(part.source, unsent),
             self._deliver(records),

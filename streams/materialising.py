@@ -24,7 +24,7 @@ from streams.wiring import Parts
 
 COMPACT_ROWS = 200_000
 """Noted events after which a partition keeps only the entities: the lake may be away for long."""
-READ_KEYS = 5_000
+READ_KEYS = 1_000
 """Entities that are read and evaluated at a time."""
 
 
@@ -134,7 +134,7 @@ class FeatureRows:
         keys: list[str] = entities.column(0).to_pylist()
         stored = await self._parts.patience.until_done(lambda: self._parts.store.read(view.id, keys))
         now = self._parts.clock.now()
-        return await asyncio.to_thread(_evaluated, self._readers[view.id], entities, stored, now, partition, offset)
+        return _evaluated(self._readers[view.id], entities, stored, now, partition, offset)
 
 
 def _evaluated(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -17,13 +15,8 @@ from streams.folding import Accepted, Count, Delivery, Effects, ViewFold
 from streams.materialising import Changes
 from streams.patience import Patience
 
-T = TypeVar("T")
-
 Refuse = Callable[[np.ndarray, str, str], Awaitable[None]]
 """Dead-letters rows of a delivery (`int64[k]`, their places), with reason and error."""
-
-_SMALL = 500
-"""Rows that are folded where they are: a thread costs more than they do."""
 
 _log = get_logger(__name__)
 
@@ -74,7 +67,7 @@ class ViewLane:
     async def _write(self, accepted: Accepted) -> Effects:
         while True:
             accepted = await self._load(accepted)
-            effects = await self._compute(len(accepted.log_offsets), self.fold.apply, accepted)
+            effects = self.fold.apply(accepted)
             if not effects.keys:
                 return effects
             if not await self._store_values(effects):
@@ -98,7 +91,7 @@ class ViewLane:
                 self.fold.make_room()
                 keys = self.fold.missing(accepted)
             values = await self._patience.until_done(lambda keys=keys: self._store.read(self.fold.view.id, keys))  # type: ignore[misc]
-            accepted = await self._compute(len(keys), self.fold.load, accepted, keys, values)
+            accepted = self.fold.load(accepted, keys, values)
             rounds += 1
         return accepted
 
@@ -114,11 +107,6 @@ class ViewLane:
             _log.info("another worker is ahead of this one", view=view.id, partition=partition, offset=fence.offset)
         self.fold.confirm(effects)
         self._stored = fence
-
-    async def _compute(self, rows: int, work: Callable[..., T], *arguments: object) -> T:
-        if rows <= _SMALL:
-            return work(*arguments)
-        return await asyncio.to_thread(work, *arguments)
 
     def _measure(self, accepted: Accepted, effects: Effects) -> None:
         view = self.fold.view

@@ -29,6 +29,10 @@ _COLLECT_AFTER = (50_000, 20, 100)
 """Objects that are new when Python looks for cycles, and how rarely it looks at old ones. Every record is an object:
 with the default of 700 a sixth of the processor time goes into looking, and finds nothing."""
 
+_SWITCH_SECONDS = 0.001
+"""How long a thread that appends to the lake may keep the interpreter from the event loop, on which all the rest runs:
+threads that compute beside it would spend more on handing the interpreter over than they gain."""
+
 _log = get_logger(__name__)
 
 
@@ -42,6 +46,7 @@ def run_worker(settings: Settings, *, instance: str | None = None) -> int:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     keep_freed_memory()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         with _metrics(settings):
             return uvloop.run(_run(settings, instance))
