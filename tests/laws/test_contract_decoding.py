@@ -15,7 +15,7 @@ from featurestore.clock import MAX_INSTANT, MIN_INSTANT, format_instant
 from featurestore.contracts.avro_columns import decode_avro
 from featurestore.contracts.contract import Contract, parse_contract
 from featurestore.contracts.decode import Decoded, Encoding, decode
-from featurestore.contracts.json_columns import decode_json, decode_json_exactly
+from featurestore.contracts.json_columns import CHUNK_ROWS, decode_json, decode_json_exactly
 
 SCHEMA: dict[str, Any] = {
     "type": "record",
@@ -98,6 +98,22 @@ def mutated(draw: st.DrawFn) -> bytes:
     return value
 
 
+@st.composite
+def repeating(draw: st.DrawFn) -> bytes:
+    """A document with its keys in any order, some of them twice, perhaps escaped, perhaps below an unknown field."""
+    pairs = [(f'"{key}"', json.dumps(value)) for key, value in draw(st.permutations(list(draw(events).items())))]
+    for key, value in draw(st.lists(st.sampled_from(pairs), max_size=2)):
+        escaped = f'"\\u{ord(key[1]):04x}{key[2:]}'
+        again = (draw(st.sampled_from([key, escaped, '"other"'])), draw(st.sampled_from([value, "1", '"\\""', "null"])))
+        pairs.insert(draw(st.integers(0, len(pairs))), again)
+    document = "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+    if draw(st.booleans()):
+        return document.encode()
+    inner = draw(st.sampled_from([document, f"[{document}]", "[" * 62 + document + "]" * 62]))
+    plain = b'{"at":0,"n":1,"x":1.5,"y":null,"name":"a","extra":' + inner.encode() + b"}"
+    return draw(st.sampled_from([plain, plain[:-1] + b' ,\t"zz":1}\n']))
+
+
 GOOD = {b'"at"': b"0", b'"n"': b"1", b'"x"': b"1.5", b'"y"': b"null", b'"name"': b'"a"'}
 KEYS = [
     *GOOD, b'"seen"', b'"big"', b'"note"', b'"side"', b'"ok"', b'"z"', b'"zz"', b'""', b'"z" ', b' "z"',
@@ -129,6 +145,7 @@ def spelled_out(draw: st.DrawFn) -> bytes:
 values = st.one_of(
     documents,
     mutated(),
+    repeating(),
     spelled_out(),
     spelled_out(),
     spelled_out(),
@@ -186,6 +203,14 @@ def test_the_rows_path_keeps_what_a_plain_json_reader_sees(batch: list[dict[str,
 )
 def test_every_value_is_decoded_or_refused_whatever_the_encoding(batch: list[bytes], encoding: Encoding) -> None:
     assert_partition(decode(CONTRACT, batch, encoding), len(batch))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(documents | repeating(), min_size=1, max_size=40))
+def test_a_repeated_key_is_found_among_many_good_documents(batch: list[bytes]) -> None:
+    expected, got = decode_json_exactly(CONTRACT, batch), decode_json(CONTRACT, batch)
+    assert as_rows(expected) == as_rows(got)
+    assert expected.rejects == got.rejects
 
 
 avro_events = st.fixed_dictionaries(
@@ -266,10 +291,19 @@ def test_avro_that_is_taken_is_what_another_avro_library_reads(value: bytes) -> 
         assert as_rows(decoded)[0] == expected_avro(read)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("count", [4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("count", [CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS + 9])
 def test_broken_rows_keep_their_places_across_chunks(count: int) -> None:
     good = json.dumps({"at": 0, "n": 1, "x": 1.5, "y": None, "name": "a"}).encode()
-    bad = {0: b"", 63: good + good, 4095: b'{"n":', 4096: good.replace(b"1.5", b"1.5.5"), count - 1: b"[]"}
+    twice = good[:-1] + b',"n":1}'
+    edge = CHUNK_ROWS
+    bad = {
+        0: b"",
+        63: good + good,
+        64: twice,
+        edge - 1: b'{"n":',
+        edge: good.replace(b"1.5", b"1.5.5"),
+        count - 1: b"[]",
+    }
     batch = [bad.get(row, good.replace(b"0", str(row).encode(), 1)) for row in range(count)]
     decoded = decode(CONTRACT, batch)
     assert [r.row for r in decoded.rejects] == sorted(row for row in bad if row < count)

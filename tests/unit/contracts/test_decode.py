@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from featurestore.contracts import avro_columns
+from featurestore.contracts import avro_columns, json_columns
 from featurestore.contracts.arrow import arrow_schema
 from featurestore.contracts.contract import Contract, parse_contract
 from featurestore.contracts.decode import Encoding, Reason, decode
 from featurestore.contracts.json_columns import decode_json, decode_json_exactly
+from featurestore.contracts.json_rows import Row, decode_json_row
 from featurestore.errors import UsageError
 
 
@@ -206,10 +207,42 @@ def test_texts_and_integers_mix_in_one_timestamp_column() -> None:
     assert [1_000_000, 2_000_000, None, 3_000_000] == column
 
 
-def test_more_shapes_than_are_told_apart_at_once_still_decode() -> None:
+def test_every_value_may_have_an_unknown_field_of_its_own() -> None:
     contract = contract_of(v="int")
-    values = [json.dumps({f"k{i}": i, "v": i}).encode() for i in range(100)]
+    values = [json.dumps({f"k{i}": "x", "v": i}).encode() for i in range(100)]
     assert list(range(100)) == decode(contract, values).columns["v"].to_pylist()
+
+
+def test_one_repeated_key_does_not_send_its_neighbours_to_the_exact_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes | None] = []
+
+    def ask(contract: Contract, value: bytes | None) -> Row:
+        asked.append(value)
+        return decode_json_row(contract, value)
+
+    monkeypatch.setattr(json_columns, "decode_json_row", ask)
+    good = [b'{"v":1}', b'{"v":2,"w":"\\"","x":[{"v":"a"}]}', b' {"v":3}\n']
+    bad = [b'{"v":4,"v":4}', b'{"v":5,"w":{"x":"","x":1}}', b'{"v":6.0}', b'{"v":7}{"v":8}', b'{"v":']
+    decoded = decode(contract_of(v="int"), good + bad, "json")
+    assert [0, 1, 2] == decoded.rows.tolist()
+    assert bad == asked
+
+
+@pytest.mark.parametrize("texts", [rb'"a":"\\","b":"\\"', rb'"a":"\\","b":"\\","w":[]', rb'"a":"\"","b":"\\\""'])
+def test_escapes_at_the_end_of_a_text_hide_no_repeated_key(texts: bytes) -> None:
+    contract = contract_of(v="int", a="string", b="string")
+    values = [b"{" + texts + b',"v":1}', b"{" + texts + b',"v":2,"v":2}', b'{"v":3,"a":"","b":""}']
+    decoded = decode(contract, values, "json")
+    assert [1, 3] == decoded.columns["v"].to_pylist()
+    assert [(1, Reason.DUPLICATE_KEY)] == [(reject.row, reject.reason) for reject in decoded.rejects]
+
+
+@pytest.mark.parametrize("depth", [63, 64, 100_000])
+def test_the_limit_of_depth_holds_whatever_the_neighbours(depth: int) -> None:
+    nested = b'{"v":1,"w":' + b"[" * depth + b"]" * depth + b"}"
+    decoded = decode(contract_of(v="int"), [b'{"v":0,"w":1}', nested, b'{"v":2,"w":{}}'], "json")
+    assert ([0, 1, 2] if depth < 64 else [0, 2]) == decoded.rows.tolist()
+    assert ([] if depth < 64 else [Reason.TOO_DEEP]) == [reject.reason for reject in decoded.rejects]
 
 
 def test_a_very_large_batch_of_large_values_is_cut_into_runs() -> None:
