@@ -26,7 +26,7 @@ from streams.lane import Lane, end
 from streams.stopping import PartitionStopped, StopReason
 
 Record: TypeAlias = Any
-"""aiokafka's ConsumerRecord, which is not typed."""
+"""Of aiokafka, see `records`; not typed."""
 
 SESSION_MS = 10_000
 RELEASE_SECONDS = 5.0

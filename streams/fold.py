@@ -89,7 +89,7 @@ class FoldStage:
             return  # the revision that is coming does not read this topic
         for view in lane.views:
             self._rows.check(view)
-        _require_contiguous(records, start)
+        _require_contiguous(partition, records, start)
         decoded = _decode_all(lane, records)
         for group in _groups(decoded):
             delivery = _delivery(lane, group)
@@ -114,11 +114,11 @@ class FoldStage:
 _Delivered = tuple[int, Shuffled]
 
 
-def _require_contiguous(records: Sequence[Record], start: int) -> None:
+def _require_contiguous(partition: TopicPartition, records: Sequence[Record], start: int) -> None:
     """Only intake writes here, without transactions, and nothing is compacted: every offset must be there."""
     hole = hole_in(records, start)
     if hole is not None:
-        raise PartitionStopped(StopReason.GAP, f"offset {hole} of {records[0].topic} is missing")
+        raise PartitionStopped(StopReason.GAP, f"offset {hole} of {partition.topic} is missing")
 
 
 def hole_in(records: Sequence[Record], start: int) -> int | None:

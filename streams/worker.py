@@ -19,6 +19,7 @@ from featurestore.config import Settings, load_settings
 from featurestore.errors import FeatureStoreError
 from featurestore.telemetry import get_logger, metrics_served, setup_logging
 from streams.app import Runtime, create_app
+from streams.records import hand_out_decoded_records
 
 _QUIET = ("aiokafka", "faust", "mode")
 """What of them matters is logged by the lanes, in words for who runs the worker."""
@@ -46,6 +47,7 @@ def run_worker(settings: Settings, *, instance: str | None = None) -> int:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     keep_freed_memory()
+    hand_out_decoded_records()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         with _metrics(settings):

@@ -85,7 +85,7 @@ async def test_reopening_everything_costs_no_record(address: str) -> None:
     pump = Pump(PumpConfig(address, "g", batch_records=20), stage)
     reading = asyncio.create_task(read_all(pump, stage, dict.fromkeys(range(PARTITIONS), RECORDS)))
     while not reading.done():
-        await asyncio.sleep(random.uniform(0.02, 0.1))
+        await asyncio.sleep(random.uniform(0.02, 0.4))
         await pump.reopen()
     await reading
 
