@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
-from featurestore.offline.files import EVENT_TIME, OFFSET, PARTITION
+from featurestore.offline.events import in_time_order
 from featurestore.offline.lake import Lake
 from featurestore.offline.marks import app_id
 from featurestore.telemetry import LAKE_APPEND, get_logger
@@ -149,9 +148,3 @@ class Appender(Generic[Token]):
         started = time.perf_counter()
         self._lake.append(self._table, in_time_order(rows), marks)
         LAKE_APPEND.labels(self._table).observe(time.perf_counter() - started)
-
-
-def in_time_order(rows: pa.Table) -> pa.Table:
-    """Rows by event time, then by their place in the log: the order in which the lake keeps them."""
-    columns = (rows[OFFSET], rows[PARTITION], rows[EVENT_TIME].cast(pa.int64()))
-    return rows.take(pa.array(np.lexsort([column.to_numpy() for column in columns])))

@@ -174,7 +174,7 @@ class ViewFold:
             last=delivery.last,
             vector=vector,
             ledger=ledger,
-            refused=dict.fromkeys(_too_long(events.keys), KEY_TOO_LONG),
+            refused=dict.fromkeys(_too_long(events.entities.keys), KEY_TOO_LONG),
         )
 
     def missing(self, accepted: Accepted) -> list[str]:
@@ -248,9 +248,7 @@ def _count(ledger: dict[int, list[int]], partition: int, kind: Count, rows: int)
 
 
 def _too_long(keys: pa.Array) -> list[str]:
-    distinct = keys.unique().drop_null()
-    long = pc.greater(pc.binary_length(distinct), MAX_KEY_BYTES)
-    found: list[str] = distinct.filter(long).to_pylist()
+    found: list[str] = keys.filter(pc.greater(pc.binary_length(keys), MAX_KEY_BYTES)).to_pylist()
     return found
 
 

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 
 from featurestore.definitions.compiled import CompiledSource
 from featurestore.engine.columns import canonical_keys, event_batch
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, system_columns
 from featurestore.online.fences import IntakeMark
 from streams.appending import Appender
 from streams.consumer import Record
@@ -291,4 +291,4 @@ def _advanced(part: _Partition, batch: Batch, letters: Sequence[Letter]) -> Inta
 def _lake_rows(source: CompiledSource, batch: Batch, now: int, start: int) -> pa.Table:
     """Events from the row `start` on, as the lake keeps them."""
     events = batch.events.slice(start).select(source.contract.names)
-    return with_system_columns(events, batch.partition, batch.offsets[start:], source.event_time, now)
+    return system_columns(events, batch.partition, batch.offsets[start:], source.event_time, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,18 @@ def _show_instants(values: Sequence[int]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Entities:
+    """The m distinct entities of a batch of n events."""
+
+    keys: pa.Array
+    """Canonical keys (string), without null."""
+    names: list[str]
+    """The same, as Python's."""
+    codes: np.ndarray
+    """`int32[n]`: the place of each event's entity in `keys`, -1 where its key is null."""
+
+
+@dataclass(frozen=True, eq=False)
 class EventBatch:
     """n events of one source, as a lane sees them: by entity."""
 
@@ -174,6 +187,13 @@ class EventBatch:
 
     def __len__(self) -> int:
         return int(self.time.size)
+
+    @cached_property
+    def entities(self) -> Entities:
+        """Found once for all views and steps that ask."""
+        encoded = self.keys.dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return Entities(encoded.dictionary, encoded.dictionary.to_pylist(), codes)
 
     def take(self, rows: np.ndarray) -> EventBatch:
         index = pa.array(rows, pa.int64())

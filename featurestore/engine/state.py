@@ -89,8 +89,7 @@ class ViewState:
 
     def unknown(self, batch: EventBatch) -> list[str]:
         """Distinct keys of the batch that must be loaded before it is folded."""
-        distinct = batch.keys.unique().drop_null().to_pylist()
-        return [key for key in distinct if key not in self._slots]
+        return [key for key in batch.entities.names if key not in self._slots]
 
     def load(self, keys: Sequence[str], values: Sequence[bytes | None], partition: int) -> list[str]:
         """Takes in stored values (None: never stored). Returns keys whose value belongs to another partition;
@@ -156,10 +155,10 @@ class ViewState:
             return windows.features(self._xp, self.layout, tiles, instants, self._pool.texts)
 
     def _slots_of(self, batch: EventBatch) -> np.ndarray:
-        encoded = batch.keys.dictionary_encode()
-        table = np.fromiter(map(self._slots.__getitem__, encoded.dictionary.to_pylist()), np.int64)
-        indices = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        return table[indices] if table.size else np.zeros(len(batch), np.int64)
+        entities = batch.entities
+        table = np.fromiter(map(self._slots.__getitem__, entities.names), np.int64, len(entities.names))
+        # An event without a key is never folded: any slot will do.
+        return table[entities.codes] if table.size else np.zeros(len(batch), np.int64)
 
     def _lateness(self, rows: np.ndarray, slot: np.ndarray, time: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Outcome of each event, judged by the entity's latest event time when the event's turn came.

@@ -41,6 +41,20 @@ def with_system_columns(
 ) -> pa.Table:
     """A decoded batch as `Lake.append` takes it: in order of event time, with the columns the store adds.
 
+    As `system_columns`, and sorted.
+    """
+    return in_time_order(system_columns(batch, partition, offsets, event_time, visible_time))
+
+
+def system_columns(
+    batch: pa.Table | pa.RecordBatch,
+    partition: int | np.ndarray,
+    offsets: np.ndarray,
+    event_time: str,
+    visible_time: int,
+) -> pa.Table:
+    """A decoded batch with the columns that the lake adds, its rows in the order they came.
+
     `partition` is one number, or one for each row; `offsets` are the rows' offsets in the source topic; `event_time`
     names the contract's column (timestamp, no nulls); `visible_time` is the writer's instant, in microseconds.
     """
@@ -55,8 +69,13 @@ def with_system_columns(
         MONTH: months(instants.view(pa.int64()).to_numpy()),
     }
     kept = {name: table[name] for name in table.column_names if name not in added}
-    order = np.lexsort((added[OFFSET].to_numpy(), added[PARTITION].to_numpy(), instants.view(pa.int64()).to_numpy()))
-    return pa.table(kept | added).take(pa.array(order))
+    return pa.table(kept | added)
+
+
+def in_time_order(rows: pa.Table) -> pa.Table:
+    """Rows by event time, then by their place in the log: the order in which the lake keeps them."""
+    columns = (rows[OFFSET], rows[PARTITION], rows[EVENT_TIME].cast(pa.int64()))
+    return rows.take(pa.array(np.lexsort([column.to_numpy() for column in columns])))
 
 
 def months(instants: np.ndarray) -> pa.Array:
