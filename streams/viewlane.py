@@ -58,10 +58,11 @@ class ViewLane:
         if accepted is None:
             return
         effects = await self._write(accepted)
+        self._readable(accepted)
         for reason, error, rows in effects.refused:
             await refuse(rows, reason, error)
         await self._put_fence(effects)
-        self._measure(accepted, effects)
+        self._count(effects)
         self._changes.note(accepted.events, effects.keys, effects.fence.offset)
 
     async def _write(self, accepted: Accepted) -> Effects:
@@ -108,10 +109,13 @@ class ViewLane:
         self.fold.confirm(effects)
         self._stored = fence
 
-    def _measure(self, accepted: Accepted, effects: Effects) -> None:
-        view = self.fold.view
-        for kind, counter in self._counters.items():
-            counter.inc(int(effects.outcomes[kind]))
+    def _readable(self, accepted: Accepted) -> None:
+        """The values are there: readers need not wait for the fence."""
         if len(accepted.appended):
             # One sample for the batch, of its oldest event: a worker under load must not count itself fast.
-            VISIBLE_DELAY.labels(view.id).observe(max(0, self._clock.now() - int(accepted.appended.min())) / SECOND)
+            oldest = int(accepted.appended.min())
+            VISIBLE_DELAY.labels(self.fold.view.id).observe(max(0, self._clock.now() - oldest) / SECOND)
+
+    def _count(self, effects: Effects) -> None:
+        for kind, counter in self._counters.items():
+            counter.inc(int(effects.outcomes[kind]))

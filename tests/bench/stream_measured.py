@@ -30,12 +30,16 @@ LAKE_INTERVAL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Delays of batches (seconds, of the oldest event of each), sorted."""
+    """Delays of events (seconds), sorted, and how many events each stands for."""
 
     seconds: np.ndarray
+    weight: np.ndarray
 
     def quantile(self, q: float) -> float:
-        return float(np.quantile(self.seconds, q)) if self.seconds.size else float("nan")
+        if not self.seconds.size:
+            return float("nan")
+        reached = np.cumsum(self.weight)
+        return float(self.seconds[np.searchsorted(reached, q * reached[-1])])
 
 
 class MeasuredWorker:
@@ -83,12 +87,15 @@ class MeasuredWorker:
         return Figures(events / seconds, (cpu - first["cpu"]) * 1e6 / events, peak_of(self._process.pid))
 
     def stop(self, *, since: float = 0.0) -> Sampled:
-        """Ends it in order. Returns the delays of batches that were readable after the instant `since` (monotonic)."""
+        """Ends it in order. Returns the delays of events that could be read after the instant `since` (monotonic)."""
         self._process.send_signal(signal.SIGTERM)
         if (code := self._process.wait(STOP_SECONDS)) != 0:
             raise SystemExit(f"the worker ended with {code}; its log ends:\n{self._tail()}")
-        samples = [seconds for at, seconds in self._read()[-1]["delays"] if at >= since]
-        return Sampled(np.sort(np.array(samples)))
+        batches = [(events, delays) for at, events, delays in self._read()[-1]["delays"] if at >= since]
+        seconds = np.array([delay for _, delays in batches for delay in delays])
+        weight = np.array([events / len(delays) for events, delays in batches for _ in delays])
+        order = np.argsort(seconds)
+        return Sampled(seconds[order], weight[order])
 
     def _read(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._notes.read_text().splitlines()]

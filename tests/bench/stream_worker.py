@@ -3,7 +3,8 @@
     BENCH_NOTES=FILE FS_…=… python -m tests.bench.stream_worker
 
 The file gets a line at the first records, with the instant and the processor time spent until then, and one at the
-end with the delay of every batch (seconds): of its oldest event, from the broker's timestamp until it can be read.
+end with the delay of events (seconds), from the broker's timestamp until they can be read: per batch of a view some,
+evenly spread over it, with the instant (monotonic) and how many events they stand for.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from aiokafka import AIOKafkaConsumer
 
-from streams import consumer, viewlane
+from featurestore.clock import SECOND
+from streams import consumer, fold
+from streams.folding import Accepted
+from streams.viewlane import ViewLane
 from streams.worker import main
 from tests.bench.stream_process import cpu_seconds
 
+SAMPLES = 32
+"""Events of a batch whose delay is noted."""
 _NOTES = Path(os.environ["BENCH_NOTES"])
 
 
@@ -40,23 +47,23 @@ class _Consumer(AIOKafkaConsumer):
         return found
 
 
-class _Delays:
-    """Stands where the histogram is, and keeps the samples themselves."""
+class _Lane(ViewLane):
+    """Notes the delays of a batch where the histogram takes one sample."""
 
-    def __init__(self) -> None:
-        self.samples: list[tuple[float, float]] = []
+    noted: ClassVar[list[tuple[float, int, list[float]]]] = []
 
-    def labels(self, _view: str) -> _Delays:
-        return self
-
-    def observe(self, seconds: float) -> None:
-        self.samples.append((time.monotonic(), seconds))
+    def _readable(self, accepted: Accepted) -> None:
+        appended = np.sort(accepted.appended)
+        if appended.size:
+            some = appended[np.linspace(0, appended.size - 1, SAMPLES).astype(int)]
+            delays = (self._clock.now() - some) / SECOND
+            self.noted.append((time.monotonic(), appended.size, delays.tolist()))
+        super()._readable(accepted)
 
 
 if __name__ == "__main__":
-    delays = _Delays()
     vars(consumer)["AIOKafkaConsumer"] = _Consumer
-    vars(viewlane)["VISIBLE_DELAY"] = delays
+    vars(fold)["ViewLane"] = _Lane
     code = main([])
-    _note(delays=delays.samples)
+    _note(delays=_Lane.noted)
     sys.exit(code)
