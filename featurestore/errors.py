@@ -10,6 +10,7 @@ FeatureStoreError
 │   └── AtOutOfRange         the instant cannot be answered exactly from here
 ├── BreakingChange           a plan would change what a published version means
 ├── RegistryConflict         another writer made the revision first
+├── ReplayConflict           another process is sending dead letters of the topic
 ├── Unavailable              a part (Kafka, Redis, the lake) does not answer; retry later
 ├── StoreRefused             a part answers, and must not be used as it is configured
 ├── Misrouted                an entity of an aligned source was seen in two partitions
@@ -114,6 +115,11 @@ class BreakingChange(FeatureStoreError):
 
 class RegistryConflict(FeatureStoreError):
     code = "registry_conflict"
+    status = 409
+
+
+class ReplayConflict(FeatureStoreError):
+    code = "replay_conflict"
     status = 409
 
 

@@ -2,6 +2,7 @@
 
     python -m streams.commands publish SOURCE FILE…     {"sent", "rows"} as it goes, then {"done": true, …}
     python -m streams.commands topics                   {"done": true, "topics": […]}
+    python -m streams.commands dlq list|show|replay …   {"read", "records"} as it goes, then {"done": true, …}
 
 An error is the last line: {"error": {"code", "message", "hint", "field", "exit_code"}}.
 """
@@ -10,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
 import logging
+import os
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +29,21 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaError
 
+from featurestore.clock import SystemClock
 from featurestore.config import Settings, load_settings
+from featurestore.definitions.compiled import CompiledSource
 from featurestore.errors import FeatureStoreError, NotFound, Unavailable
+from featurestore.offline.lake import Lake
+from featurestore.offline.replays import Places, Replays
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
 from featurestore.registry.log import Registry
 from featurestore.telemetry import setup_logging
+from streams.letters import Listing, Reading, whole
 from streams.pacing import Pacer, is_embedded
 from streams.publishing import Publisher, check_file, read_chunks
+from streams.replaying import Replayer, Selection
+from streams.scanning import scan
 from streams.topics import Topics, dead_letter_topic, shuffle_topic
 
 _EVERY_SECONDS = 0.1
@@ -44,11 +56,7 @@ def _write(document: Mapping[str, Any]) -> None:
 
 async def publish(settings: Settings, given: argparse.Namespace) -> None:
     catalog = Registry(settings.lake).head()
-    source = catalog.sources.get(given.source)
-    if source is None:
-        known = ", ".join(sorted(catalog.sources))
-        hint = f"there are {known}" if known else "nothing is published yet; run: featurestore apply"
-        raise NotFound("source", given.source, catalog.sources, hint=hint)
+    source = _source(catalog, given.source)
     paths = [Path(name) for name in given.files]
     _write({"checking": [str(path) for path in paths]})
     rows = sum([await asyncio.to_thread(check_file, path, source) for path in paths])
@@ -64,6 +72,15 @@ async def publish(settings: Settings, given: argparse.Namespace) -> None:
             await pacer.stop()
     seconds = time.monotonic() - started
     _write({"done": True, "source": source.name, "topic": source.topic, "rows": rows, "seconds": round(seconds, 3)})
+
+
+def _source(catalog: Catalog, name: str) -> CompiledSource:
+    source = catalog.sources.get(name)
+    if source is None:
+        known = ", ".join(sorted(catalog.sources))
+        hint = f"there are {known}" if known else "nothing is published yet; run: featurestore apply"
+        raise NotFound("source", name, catalog.sources, hint=hint)
+    return source
 
 
 async def _send_all(publisher: Publisher, pacer: Pacer | None, chunks: Any, rows: int) -> None:
@@ -110,6 +127,82 @@ async def topics(settings: Settings, _: argparse.Namespace) -> None:
             for topic, (role, source) in roles.items()
         ],
     })  # fmt: skip
+
+
+async def list_letters(settings: Settings, given: argparse.Namespace) -> None:
+    source, replayed = await _letters_of(settings, given)
+    listing, foreign = Listing(given.limit, replayed), 0
+    async with _reading(settings, source) as reading:
+        async with aclosing(reading.letters()) as letters:
+            async for found in letters:
+                if given.reason in ("", found.letter.reason):
+                    listing.add(found)
+        foreign = reading.foreign
+    _write({**_told(source), **listing.document(), "foreign": foreign})
+
+
+async def show_letter(settings: Settings, given: argparse.Namespace) -> None:
+    source, replayed = await _letters_of(settings, given)
+    place = given.partition, given.offset
+    async with _reading(settings, source) as reading, aclosing(reading.letters()) as letters:
+        async for found in letters:
+            if found.place == place:
+                _write({**_told(source), "letter": whole(found, replayed=place in replayed)})
+                return
+    raise NotFound("dead letter", f"{given.partition}/{given.offset}",
+                   hint=f"`featurestore dlq list {source.name}` has partitions and offsets")  # fmt: skip
+
+
+async def replay_letters(settings: Settings, given: argparse.Namespace) -> None:
+    source = _source(Registry(settings.lake).head(), given.source)
+    replays = Replays(Lake(settings.lake), source.topic)
+    replayer = Replayer(settings.kafka, source.topic, replays, SystemClock(), by=_whoever(), tell=_now_and_then())
+    chosen = Selection(given.reason, given.partition, given.offset)
+    summary = await replayer.run(chosen, take_over=given.take_over, dry=given.dry_run)
+    _write({**_told(source), "dry_run": given.dry_run, **msgspec.to_builtins(summary)})
+
+
+def _told(source: CompiledSource) -> dict[str, Any]:
+    return {"done": True, "source": source.name, "topic": source.topic, "dlq": dead_letter_topic(source.topic)}
+
+
+async def _letters_of(settings: Settings, given: argparse.Namespace) -> tuple[CompiledSource, Places]:
+    """The source, and which of its letters were replayed."""
+    source = _source(Registry(settings.lake).head(), given.source)
+    history = await asyncio.to_thread(Replays(Lake(settings.lake), source.topic).read)
+    return source, history.replayed
+
+
+@asynccontextmanager
+async def _reading(settings: Settings, source: CompiledSource) -> AsyncIterator[Reading]:
+    """Of no letters where there is no dead-letter topic: it is made with the first letter."""
+    topic = dead_letter_topic(source.topic)
+    count = (await Topics(settings.kafka).look([topic])).counts.get(topic, 0)
+    async with scan(settings.kafka, topic, count) as letters:
+        tell = _now_and_then()
+        yield Reading(letters, source.topic, lambda n: tell({"read": n, "records": letters.total}))
+
+
+def _now_and_then() -> Callable[[Mapping[str, Any]], None]:
+    """Writes a document of progress where the last one is some time ago."""
+    said = 0.0
+
+    def tell(document: Mapping[str, Any]) -> None:
+        nonlocal said
+        if time.monotonic() - said > _EVERY_SECONDS:
+            said = time.monotonic()
+            _write(document)
+
+    return tell
+
+
+def _whoever() -> str:
+    """Names this process to the people who find its unfinished work."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())  # a container's user may have no name
+    return f"process {os.getpid()} of {user} on {socket.gethostname()}"
 
 
 def _roles(catalog: Catalog, project: str) -> dict[str, tuple[str, str]]:
@@ -166,7 +259,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     publishing.add_argument("files", nargs="+")
     publishing.set_defaults(run=publish)
     verbs.add_parser("topics").set_defaults(run=topics)
+    _add_letters(verbs.add_parser("dlq").add_subparsers(required=True))
     return parser.parse_args(arguments)
+
+
+def _add_letters(verbs: Any) -> None:
+    listing, showing, replaying = (verbs.add_parser(name) for name in ("list", "show", "replay"))
+    for parser, run in ((listing, list_letters), (showing, show_letter), (replaying, replay_letters)):
+        parser.add_argument("source")
+        parser.set_defaults(run=run)
+    showing.add_argument("partition", type=int)
+    showing.add_argument("offset", type=int)
+    listing.add_argument("--limit", type=int, default=0)
+    for parser in (listing, replaying):
+        parser.add_argument("--reason", default="")
+    replaying.add_argument("--partition", type=int)
+    replaying.add_argument("--offset", type=int)
+    replaying.add_argument("--dry-run", action="store_true")
+    replaying.add_argument("--take-over", action="store_true")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

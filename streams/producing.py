@@ -29,10 +29,18 @@ class Outbox:
     """One producer for all lanes of a worker.
 
     Not idempotent on purpose: whoever reads what we write drops second deliveries, and a producer without a
-    sequence has no state that a broker's loss can put beyond repair.
+    sequence has no state that a broker's loss can put beyond repair. Where nobody drops them, be `idempotent`.
     """
 
-    def __init__(self, bootstrap: str, *, part: str = "kafka", linger_ms: int = 0) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        part: str = "kafka",
+        linger_ms: int = 0,
+        batch_bytes: int = 1 << 20,
+        idempotent: bool = False,
+    ) -> None:
         """`part` is what `Unavailable` names."""
         self._part = part
         self._options = {
@@ -40,9 +48,10 @@ class Outbox:
             "acks": "all",
             "linger_ms": linger_ms,
             "max_request_size": MAX_ROW_BYTES,
-            "max_batch_size": 1 << 20,
+            "max_batch_size": batch_bytes,
             "request_timeout_ms": 10_000,
             "retry_backoff_ms": 50,
+            "enable_idempotence": idempotent,
         }
         self._producer: Any = None
 
@@ -59,6 +68,32 @@ class Outbox:
     async def stop(self) -> None:
         if self._producer is not None:
             await self._producer.stop()
+
+    async def abandon(self) -> None:
+        """As `stop`, but what is not sent yet never is: `stop` would wait for a broker that is away."""
+        if self._producer is not None:
+            await self._producer._sender.close()
+            await self._producer.stop()
+
+    async def attempt(self, records: Sequence[Outgoing]) -> list[KafkaError | None]:
+        """What became of each record, when all that is known: None where it is acknowledged.
+
+        An idempotent producer repeats a delivery until the broker answers, however long that takes.
+        """
+        futures = [await self._future(record) for record in records]
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, KafkaError):
+                raise outcome
+        return [outcome if isinstance(outcome, KafkaError) else None for outcome in outcomes]
+
+    async def _future(self, record: Outgoing) -> Any:
+        try:
+            return await self._send(record)
+        except KafkaError as error:
+            failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
 
     async def deliver(self, records: Sequence[Outgoing]) -> None:
         """Returns when every record is acknowledged; records for the same partition may be reordered on failure.

@@ -103,9 +103,7 @@ def read_events(
     row are not opened. Where a file is older than a column, the column has the contract's default. No such table:
     no rows. More than `limit` rows: AtOutOfRange.
     """
-    names = list(dict.fromkeys([*columns, source.event_time]))
-    schema = pa.schema([(n, ARROW_TYPES[source.contract.field(n).dtype]) for n in names])
-    schema = schema.append(pa.field(PARTITION, pa.int32())).append(pa.field(OFFSET, pa.int64()))
+    schema = _schema_of(source, columns)
     snapshot = lake.snapshot(events_table(source.name), version)
     paths = [] if snapshot is None else _paths(snapshot, until)
     if snapshot is None or not paths:
@@ -126,6 +124,26 @@ def read_events(
     except (OSError, pa.ArrowInvalid, BaseError) as error:
         raise _unreadable(lake, source, error) from error
     return pa.Table.from_batches(found, schema)
+
+
+def scan_events(
+    lake: Lake, source: CompiledSource, columns: Sequence[str], *, version: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """As `read_events`, a batch at a time, in no order and with `visible_time`: for more than memory holds."""
+    schema = _schema_of(source, columns).append(pa.field(VISIBLE_TIME, INSTANT))
+    snapshot = lake.snapshot(events_table(source.name), version)
+    if snapshot is None:
+        return
+    try:
+        yield from _Scan(snapshot, source.contract, schema, {}, None).batches(_paths(snapshot, None))
+    except (OSError, pa.ArrowInvalid, BaseError) as error:
+        raise _unreadable(lake, source, error) from error
+
+
+def _schema_of(source: CompiledSource, columns: Sequence[str]) -> pa.Schema:
+    names = list(dict.fromkeys([*columns, source.event_time]))
+    schema = pa.schema([(n, ARROW_TYPES[source.contract.field(n).dtype]) for n in names])
+    return schema.append(pa.field(PARTITION, pa.int32())).append(pa.field(OFFSET, pa.int64()))
 
 
 def count_events(lake: Lake, source: CompiledSource, version: int | None = None) -> int:

@@ -19,6 +19,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from featurestore.errors import ConfigError, Unavailable, UsageError
+from featurestore.offline.documents import Documents
 from featurestore.offline.files import MONTH, STATISTICS, TableFiles, flush_name
 from featurestore.offline.marks import app_id, check_rows, rows_beyond
 
@@ -134,6 +135,12 @@ class Lake:
                 pa.table(handle.get_add_actions(flatten=True)),
                 self._files(table),
             )
+
+    def documents(self, folder: str) -> Documents:
+        """A folder beside the tables, which need not be there yet."""
+        with self._errors(f"open {folder}"):
+            place = from_url(f"{self._base}/{folder}") if self._root is None else self._root / folder
+        return Documents(place, self._errors)
 
     def _commit(self, table: str, handle: DeltaTable, rows: pa.Table, marks: Mapping[str, int]) -> bool:
         """False when another writer's commit came between the version that `handle` shows and this one."""

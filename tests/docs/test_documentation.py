@@ -63,23 +63,26 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield words
 
 
-def verbs() -> dict[str, set[str]]:
-    """Verb → its options."""
-    group = typer.main.get_command(app)
-    found: dict[str, Any] = getattr(group, "commands", {})
-    return {
-        verb: {"--help", *(option for parameter in command.params for option in parameter.opts)}
-        for verb, command in found.items()
-    }
+def verbs(group: Any = None, before: str = "") -> dict[str, set[str]]:
+    """Verb, as `apply` or `dlq list` → its options."""
+    found: dict[str, set[str]] = {}
+    inner: dict[str, Any] = getattr(group or typer.main.get_command(app), "commands", {})
+    for name, command in inner.items():
+        found[before + name] = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+        if hasattr(command, "commands"):
+            found |= verbs(command, f"{before}{name} ")
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_verb_and_option_exists(page: Path) -> None:
     known = verbs()
+    groups = {verb.split()[0] for verb in known if " " in verb}
     unknown = []
     for words in (words for words in commands(page) if words[0] in _OURS):
         given = [word for word in words[1:] if word not in ("--debug", "--version")]
-        if given and (given[0] not in known or {w for w in given if w.startswith("--")} - known[given[0]]):
+        verb = " ".join(given[:2] if groups & set(given[:1]) else given[:1])
+        if given and (verb not in known or {w for w in given if w.startswith("--")} - known[verb]):
             unknown.append(" ".join(words))
 
     assert unknown == []

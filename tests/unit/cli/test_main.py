@@ -18,7 +18,7 @@ HEAVY = {
 }  # fmt: skip
 VERBS = {
     "init", "demo", "dev", "plan", "apply", "alias", "worker", "serve", "publish", "lookup", "export", "status",
-    "doctor",
+    "doctor", "dlq",
 }  # fmt: skip
 
 
