@@ -20,7 +20,7 @@ import numpy as np
 from featurestore.online.embedded import start_attached
 from featurestore.online.store import OnlineStore
 from tests.bench.stream_events import TOPIC
-from tests.bench.stream_process import Figures, cpu_of, peak_of
+from tests.bench.stream_process import Figures, cpu_of, peak_of, resident_of
 
 WAIT_SECONDS = 600.0
 STOP_SECONDS = 30.0
@@ -70,21 +70,20 @@ class MeasuredWorker:
         self._process.kill()
         self._process.wait()
 
-    async def until_covered(self, store: OnlineStore, views: Sequence[str], events: int) -> None:
-        """Returns when every view has counted so many events behind its fences, and the lake's marks too."""
+    async def measure(self, store: OnlineStore, views: Sequence[str], events: int) -> Figures:
+        """From the first records that the worker fetched until all of its effects are there: every view has counted
+        so many events behind its fences, and the lake's marks too."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while not await _covered(store, views, events):
+        memory: list[tuple[int, int]] = []
+        while (done := await _done(store, views)) < events:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the worker did not get there; its log ends:\n{self._tail()}")
+            memory.append((done, resident_of(self._process.pid)))
             await asyncio.sleep(POLL_SECONDS)
-
-    async def measure(self, store: OnlineStore, views: Sequence[str], events: int) -> Figures:
-        """From the first records that the worker fetched until all of its effects are there."""
-        await self.until_covered(store, views, events)
         ended, cpu = time.monotonic(), cpu_of(self._process.pid)
         first = self._read()[0]
-        seconds = ended - first["started"]
-        return Figures(events / seconds, (cpu - first["cpu"]) * 1e6 / events, peak_of(self._process.pid))
+        rate, used = events / (ended - first["started"]), (cpu - first["cpu"]) * 1e6 / events
+        return Figures(rate, used, peak_of(self._process.pid), _slope(memory, events // 2))
 
     def stop(self, *, since: float = 0.0) -> Sampled:
         """Ends it in order. Returns the delays of events that could be read after the instant `since` (monotonic)."""
@@ -104,10 +103,17 @@ class MeasuredWorker:
         return self._log.read_text(errors="replace")[-3000:]
 
 
-async def _covered(store: OnlineStore, views: Sequence[str], events: int) -> bool:
+async def _done(store: OnlineStore, views: Sequence[str]) -> int:
+    """Events that every view and the lake have."""
+    marks = await store.intake_marks(TOPIC)
+    done = [sum(mark.ledger.get("consumed", 0) for mark in marks.values())]
     for view in views:
         fences = await store.fences(view)
-        if sum(counts[0] for fence in fences.values() for counts in fence.ledger.values()) < events:
-            return False
-    marks = await store.intake_marks(TOPIC)
-    return sum(mark.ledger.get("consumed", 0) for mark in marks.values()) >= events
+        done.append(sum(counts[0] for fence in fences.values() for counts in fence.ledger.values()))
+    return min(done)
+
+
+def _slope(memory: Sequence[tuple[int, int]], after: int) -> float:
+    """Bytes per event, by least squares over what was seen after so many events."""
+    late = np.array([(done, held) for done, held in memory if done >= after], float)
+    return float(np.polyfit(late[:, 0], late[:, 1], 1)[0]) if len(late) > 1 else float("nan")

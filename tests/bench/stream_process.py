@@ -27,6 +27,8 @@ class Figures:
     """Seconds of processor time per million events, in that time."""
     peak: int
     """Bytes of memory at most."""
+    slope: float = float("nan")
+    """Bytes of memory that each event added, over the second half of them."""
 
 
 def cpu_seconds() -> float:
@@ -45,8 +47,17 @@ def cpu_of(pid: int) -> float:
 
 
 def peak_of(pid: int) -> int:
+    return _memory(pid, "VmHWM:")
+
+
+def resident_of(pid: int) -> int:
+    """Bytes."""
+    return _memory(pid, "VmRSS:")
+
+
+def _memory(pid: int, name: str) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def say(**facts: Any) -> None:
