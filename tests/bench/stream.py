@@ -2,7 +2,8 @@
 
 JSON events on a real Kafka, one worker through both stages into a real Redis and the lake: six features over two
 entities, one aligned with the topic and one behind the shuffle. In the same run and in turn: a bare consumer that
-decodes and groups the same topic (the limit), and a stock Faust table over the first of the events (the peer).
+decodes and groups the same topic (the limit), and over the first of the events a stock Faust table and, where it is
+installed (`pip install bytewax`), a stock Bytewax dataflow (the peers).
 
 The clock of each starts when it has fetched its first records, so that no start-up counts. It stops for the bare loop
 and for Faust with the last event counted; for the worker when every view's fences cover all events and its marks say
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from tests.bench.stream_process import Figures, ask
 from tests.parts.kafka import KafkaServer
 from tests.parts.redis import RedisServer
 
-OF_BARE, OF_FAUST = 0.4, 30.0
+TARGETS = {"bare loop": 0.4, "Faust table": 30.0, "Bytewax": 4.0}
 P50_MS, P99_MS = 60, 250
 SENT_AGAIN = 200_000
 HEAD = "payments.head"
@@ -67,6 +69,10 @@ class Bench:
         words = ["-m", "tests.bench.stream_faust", "worker", "--without-web"]
         said = ask(words, self.folder / f"faust-{number}.log", ASK_SECONDS, environment)
         return _checked("Faust", said, self.head)
+
+    def bytewax(self, number: int) -> Figures:
+        words = ["-m", "tests.bench.stream_bytewax", self.kafka.bootstrap, HEAD]
+        return _checked("Bytewax", ask(words, self.folder / f"bytewax-{number}.log", ASK_SECONDS), self.head)
 
     async def worker(self, number: int, *, delays: bool = False) -> tuple[Figures, int, Sampled | None]:
         """Its figures, how many values were checked, and with `delays` those at half of the rate."""
@@ -123,8 +129,10 @@ def main() -> None:
 
 
 def _compare(bench: Bench, rounds: int, *, alone: bool) -> None:
-    found: dict[str, list[Figures]] = {"bare loop": [], "featurestore": [], "Faust table": []}
     peers: dict[str, Callable[[int], Figures]] = {} if alone else {"bare loop": bench.bare, "Faust table": bench.faust}
+    if peers and find_spec("bytewax"):
+        peers["Bytewax"] = bench.bytewax
+    found: dict[str, list[Figures]] = {name: [] for name in (*peers, "featurestore")}
     compared, sampled = 0, None
     for number in range(rounds):
         for name, measure in peers.items():
@@ -141,7 +149,7 @@ def _print(bench: Bench, found: dict[str, list[Figures]], compared: int, sampled
     print(
         f"stream: {len(bench.events):,} JSON events of {size:.0f} bytes, {data.PARTITIONS} partitions, "
         f"{data.USERS:,} users, {data.MERCHANTS:,} merchants (skewed), {data.FEATURES} features; "
-        f"Faust: the first {len(bench.head):,}"
+        f"Faust and Bytewax: the first {len(bench.head):,}"
     )
     rates = {name: statistics.median(f.rate for f in figures) for name, figures in found.items() if figures}
     for name in rates:
@@ -149,7 +157,7 @@ def _print(bench: Bench, found: dict[str, list[Figures]], compared: int, sampled
     slope = statistics.median(figures.slope for figures in found["featurestore"])
     print(f"  {compared:,} values checked; memory grew by {slope:.1f} bytes an event over the second half")
     ours = rates["featurestore"]
-    for name, target in (("bare loop", OF_BARE), ("Faust table", OF_FAUST)):
+    for name, target in TARGETS.items():
         if name in rates:
             ratio = statistics.median(a.rate / b.rate for a, b in zip(found["featurestore"], found[name], strict=True))
             print(f"  {ratio:.2f} × {name}; target {target:g}: {'met' if ratio >= target else 'NOT MET'}")
