@@ -11,6 +11,8 @@ FeatureStoreError
 ├── BreakingChange           a plan would change what a published version means
 ├── RegistryConflict         another writer made the revision first
 ├── ReplayConflict           another process is sending dead letters of the topic
+├── RebuildConflict          another process is rebuilding the view
+├── LogTooShort              events that a view needs are neither in the lake nor in the log any more
 ├── Unavailable              a part (Kafka, Redis, the lake) does not answer; retry later
 ├── StoreRefused             a part answers, and must not be used as it is configured
 ├── Misrouted                an entity of an aligned source was seen in two partitions
@@ -121,6 +123,15 @@ class RegistryConflict(FeatureStoreError):
 class ReplayConflict(FeatureStoreError):
     code = "replay_conflict"
     status = 409
+
+
+class RebuildConflict(FeatureStoreError):
+    code = "rebuild_conflict"
+    status = 409
+
+
+class LogTooShort(FeatureStoreError):
+    code = "log_too_short"
 
 
 class Unavailable(FeatureStoreError):

@@ -3,6 +3,7 @@
     python -m streams.commands publish SOURCE FILE…     {"sent", "rows"} as it goes, then {"done": true, …}
     python -m streams.commands topics                   {"done": true, "topics": […]}
     python -m streams.commands dlq list|show|replay …   {"read", "records"} as it goes, then {"done": true, …}
+    python -m streams.commands rebuild [VIEW…]          {"view", "doing", …} as it goes, then {"done": true, …}
 
 An error is the last line: {"error": {"code", "message", "hint", "field", "exit_code"}}.
 """
@@ -14,6 +15,7 @@ import asyncio
 import getpass
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -42,6 +44,7 @@ from featurestore.telemetry import setup_logging
 from streams.letters import Listing, Reading, whole
 from streams.pacing import Pacer, is_embedded
 from streams.publishing import Publisher, check_file, read_chunks
+from streams.rebuilding import Rebuilder
 from streams.replaying import Replayer, Selection
 from streams.scanning import scan
 from streams.topics import Topics, dead_letter_topic, shuffle_topic
@@ -162,6 +165,37 @@ async def replay_letters(settings: Settings, given: argparse.Namespace) -> None:
     _write({**_told(source), "dry_run": given.dry_run, **msgspec.to_builtins(summary)})
 
 
+async def rebuild(settings: Settings, given: argparse.Namespace) -> None:
+    started = time.monotonic()
+    _cancel_at_sigterm()
+    async with OnlineStore.connect(settings.redis, project=settings.project) as store:
+        rebuilder = Rebuilder(
+            bootstrap=settings.kafka,
+            project=settings.project,
+            store=store,
+            lake=Lake(settings.lake),
+            catalog=Registry(settings.lake).head(),
+            clock=SystemClock(),
+            by=_whoever(),
+            tell=_now_and_then(),
+        )
+        views = await rebuilder.run(given.views)
+    seconds = round(time.monotonic() - started, 3)
+    _write({"done": True, "views": [msgspec.to_builtins(view) for view in views], "seconds": seconds})
+
+
+def _cancel_at_sigterm() -> None:
+    """The first time, so that what was begun can be put right; the second ends the process."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel() -> None:
+        loop.remove_signal_handler(signal.SIGTERM)
+        if task is not None:
+            task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, cancel)
+
+
 def _told(source: CompiledSource) -> dict[str, Any]:
     return {"done": True, "source": source.name, "topic": source.topic, "dlq": dead_letter_topic(source.topic)}
 
@@ -259,6 +293,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     publishing.add_argument("files", nargs="+")
     publishing.set_defaults(run=publish)
     verbs.add_parser("topics").set_defaults(run=topics)
+    rebuilding = verbs.add_parser("rebuild")
+    rebuilding.add_argument("views", nargs="*")
+    rebuilding.set_defaults(run=rebuild)
     _add_letters(verbs.add_parser("dlq").add_subparsers(required=True))
     return parser.parse_args(arguments)
 
@@ -290,6 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = {"code": error.code, "message": error.message, "hint": error.hint, "field": error.field}
         _write({"error": {**said, "exit_code": error.exit_code}})
         return error.exit_code
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 — the other side has to hear of it whatever it is
         traceback.print_exc()
         _write({"error": {"code": "error", "message": f"unexpected {type(error).__name__}: {error}", "exit_code": 1}})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -45,7 +45,8 @@ class Stage(Protocol):
     """What is done with the records of a topic's partitions."""
 
     async def open(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
-        """Prepares partitions, also ones that are open already; returns the next offset wanted (None: the first).
+        """Prepares partitions, also ones that are open already; returns the next offset wanted (None: the first there
+        is; 0: the first there was, since what was made of it is lost).
 
         Raises Unavailable where a part that is needed does not answer; it is then called again.
         """
@@ -74,12 +75,36 @@ class PumpConfig:
     fetch_bytes: int = 4 << 20
 
 
+def kafka_consumer(config: PumpConfig) -> Any:
+    """A consumer of the group, not started yet."""
+    return AIOKafkaConsumer(
+        bootstrap_servers=config.bootstrap,
+        group_id=config.group,
+        group_instance_id=config.instance,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        max_poll_records=config.batch_records,
+        max_partition_fetch_bytes=config.fetch_bytes,
+        fetch_max_wait_ms=100,
+        session_timeout_ms=SESSION_MS,
+        heartbeat_interval_ms=1_000,
+        # A lane that waits for Redis keeps its partitions: nobody else could do better, and lag shows it.
+        max_poll_interval_ms=_NEVER_MS,
+        metadata_max_age_ms=30_000,
+    )
+
+
 class Pump(ConsumerRebalanceListener):
     """Feeds a stage from a consumer group. `start`, then `subscribe`; `stop` drains."""
 
-    def __init__(self, config: PumpConfig, stage: Stage) -> None:
+    def __init__(
+        self, config: PumpConfig, stage: Stage, consumer: Callable[[PumpConfig], Any] = kafka_consumer
+    ) -> None:
+        """`consumer` makes what records come from: a simulation puts another one in its place."""
         self._config = config
         self._stage = stage
+        self._make_consumer = consumer
         self._waiting_for = ""
         self._ends: dict[TopicPartition, int] = {}
         self._failures: dict[TopicPartition, tuple[int, int]] = {}
@@ -161,8 +186,9 @@ class Pump(ConsumerRebalanceListener):
             self._begin_opening()
 
     async def rewind(self, partition: TopicPartition) -> None:
-        """Drops what the stage holds for a partition and reads on from where it says."""
+        """Drops what the stage holds for a partition and reads on from where it says, also where it was stopped."""
         async with self._lock:
+            self._stopped.pop(partition, None)
             await self._drain([partition])
             await self._stage.close([partition])
             self._begin_opening()
@@ -357,22 +383,7 @@ class Pump(ConsumerRebalanceListener):
     async def _connect(self) -> Any:
         delay = 0.2
         while True:
-            consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._config.bootstrap,
-                group_id=self._config.group,
-                group_instance_id=self._config.instance,
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                isolation_level="read_committed",
-                max_poll_records=self._config.batch_records,
-                max_partition_fetch_bytes=self._config.fetch_bytes,
-                fetch_max_wait_ms=100,
-                session_timeout_ms=SESSION_MS,
-                heartbeat_interval_ms=1_000,
-                # A lane that waits for Redis keeps its partitions: nobody else could do better, and lag shows it.
-                max_poll_interval_ms=_NEVER_MS,
-                metadata_max_age_ms=30_000,
-            )
+            consumer = self._make_consumer(self._config)
             try:
                 await consumer.start()
                 return consumer
@@ -399,6 +410,10 @@ class Pump(ConsumerRebalanceListener):
 def check_range(wanted: int | None, start: int, end: int) -> int:
     """The offset to read from (None: the first there is); PartitionStopped where reading there would skip something."""
     at = start if wanted is None else wanted
+    if wanted == 0 < start:
+        raise PartitionStopped(
+            StopReason.LOST, f"the online store lost what was folded here, and the topic now begins at {start}"
+        )
     if at < start:
         raise PartitionStopped(StopReason.GAP, f"offset {at} is wanted, but the topic now begins at {start}")
     if at > end:

@@ -10,12 +10,16 @@ import pyarrow as pa
 from aiokafka import TopicPartition
 
 from featurestore.contracts.encode import encode_json
+from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import event_batch
 from featurestore.engine.state import ViewState
 from featurestore.errors import Corrupt
+from featurestore.offline.lake import app_id
+from featurestore.offline.materialised import features_table
+from featurestore.telemetry import get_logger
 from streams.consumer import Record
 from streams.deadletters import Letter
-from streams.folding import Delivery, Piece, ViewFold
+from streams.folding import NOTHING, Delivery, Piece, ViewFold
 from streams.materialising import FeatureRows
 from streams.shuffle import APPENDED, Shuffled, decode
 from streams.stopping import PartitionStopped, StopReason
@@ -24,6 +28,8 @@ from streams.wiring import NO_WORK, LanePlan, Parts, Work
 
 MAX_ROWS = 50_000
 """Rows folded at once, where single records are not larger: bounds memory and the time until they can be read."""
+
+_log = get_logger(__name__)
 
 _ENCODED = (("fs.encoded", b"json"),)
 """Of letters whose original bytes are not in the shuffle: the event, encoded anew, under the entity's key."""
@@ -39,11 +45,32 @@ async def open_views(
     opened: dict[int, list[ViewLane]] = {p: [] for p in partitions}
     for view in lane.views:
         fences = await parts.store.fences(view.id)
+        lost = await _lost(parts, view, [p for p in partitions if p not in fences])
         for p in partitions:
             state = ViewState(view, budget_bytes=int(parts.settings.state_bytes) // max(1, share), xp=parts.xp)
             fold = ViewFold(view, p, state, fences.get(p))
-            opened[p].append(ViewLane(fold, parts.store, parts.clock, parts.patience, rows.open(view, p)))
+            changes = rows.open(view, p)
+            opened[p].append(ViewLane(fold, parts.store, parts.clock, parts.patience, changes, lost=p in lost))
     return opened
+
+
+async def _lost(parts: Parts, view: CompiledView, unfenced: Sequence[int]) -> set[int]:
+    """Partitions without a fence that had one: the lake has rows of what it vouched for."""
+    ids = {app_id(view.id, p): p for p in unfenced}
+    if not ids:
+        return set()
+    recorded = await asyncio.to_thread(parts.lake.recorded, features_table(view), list(ids))
+    found = {ids[name] for name, offset in recorded.items() if offset > NOTHING}
+    for p in sorted(found):
+        _log.warning("the online store lost a fence: the log is read again", view=view.id, partition=p)
+    return found
+
+
+def offset_wanted(views: Sequence[ViewLane], resume: int | None) -> int | None:
+    """What `Stage.open` says of a partition that goes on from offset `resume`."""
+    # A generation may begin before the first record: then all of them are needed.
+    whole = any(view.lost or (view.fold.fence.generation and view.fold.fence.offset == NOTHING) for view in views)
+    return 0 if whole else resume or None
 
 
 class FoldStage:
@@ -72,7 +99,7 @@ class FoldStage:
             if mine:
                 opened = await open_views(self._parts, self._rows, lane, [tp.partition for tp in mine], share)
                 self._views.update({tp: opened[tp.partition] for tp in mine})
-        return {tp: self.durable(tp) or None for tp in partitions}
+        return {tp: offset_wanted(self.views(tp), self.durable(tp)) for tp in partitions}
 
     async def close(self, partitions: Collection[TopicPartition]) -> None:
         for tp in partitions:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from featurestore.clock import DAY
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import SEQ_BITS, EventBatch
+from featurestore.engine.packing import GENERATION, HEADER_WORDS, headers
 from featurestore.engine.state import Folded, Outcome, ViewState
 from featurestore.online.fences import Fence
 from featurestore.online.keys import MAX_KEY_BYTES
@@ -186,9 +187,21 @@ class ViewFold:
         self.state.clear()
 
     def load(self, accepted: Accepted, keys: Sequence[str], values: Sequence[bytes | None]) -> Accepted:
-        """Takes in what was read. Entities that belong to another partition are set aside."""
+        """Takes in what was read. Entities that belong to another partition are set aside.
+
+        A generation begins with the values of all entities that have events at or below its vector. So a value of an
+        older one is of an entity that comes wholly from the log, and is computed anew from there.
+        """
+        if self.fence.generation:
+            values = [None if older else v for v, older in zip(values, self._older(values), strict=True)]
         strangers = self.state.load(keys, values, self.partition)
         return replace(accepted, refused={**accepted.refused, **dict.fromkeys(strangers, MISROUTED)})
+
+    def _older(self, values: Sequence[bytes | None]) -> list[bool]:
+        """Which values are of a generation before the fence's."""
+        present = np.array([value is not None and len(value) >= HEADER_WORDS * 8 for value in values], np.bool_)
+        present[present] = headers(values)[:, GENERATION] < self.fence.generation
+        return present.tolist()  # type: ignore[no-any-return]
 
     def apply(self, accepted: Accepted) -> Effects:
         """Folds the rows and says what to write."""
@@ -201,7 +214,7 @@ class ViewFold:
             count_rows(ledger, events.seq[strange] >> SEQ_BITS, np.full(int(strange.sum()), Count.DEAD_LETTERED))
             events, log_offsets, appended = events.take(mine), log_offsets[mine], appended[mine]
         folded = self.state.fold(events, log_offsets)
-        counts = _COUNT_OF[folded.outcome]
+        counts = counts_of(folded.outcome)
         count_rows(ledger, events.seq >> SEQ_BITS, counts)
         fence = Fence(
             generation=self.fence.generation,
@@ -225,6 +238,12 @@ class ViewFold:
     def confirm(self, effects: Effects) -> None:
         """Every effect is acknowledged: the view stands at the new fence."""
         self.fence = effects.fence
+
+
+def counts_of(outcomes: np.ndarray) -> np.ndarray:
+    """`int64[n]`: the `Count` of each row, given the engine's `Outcome`."""
+    counts: np.ndarray = _COUNT_OF[outcomes]
+    return counts
 
 
 def totals(ledger: Mapping[int, Sequence[int]]) -> np.ndarray:

@@ -6,10 +6,11 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 from aiokafka import TopicPartition
 
 from featurestore.clock import SECOND
-from featurestore.errors import FeatureStoreError, Unavailable
+from featurestore.errors import FeatureStoreError, StoreRefused, Unavailable
 from featurestore.online.fences import Beat, Fence
 from featurestore.registry.follow import Follower
 from featurestore.telemetry import CONSUMER_LAG, PARTITION_STOPPED, REGISTRY_REVISION, STATE_ENTITIES, get_logger
@@ -21,6 +22,7 @@ from streams.wiring import NO_WORK, Parts, Work, work_of
 
 INTERVAL_SECONDS = 0.5
 BEAT_SECONDS = 1.0
+WATCH_SECONDS = 5.0
 
 _log = get_logger(__name__)
 
@@ -46,7 +48,7 @@ class Heart:
 
     async def run(self) -> None:
         """Beats until cancelled. Trouble with a part is waited out."""
-        await asyncio.gather(self._follow(), self._beat())
+        await asyncio.gather(self._follow(), self._beat(), self._watch_store())
 
     async def _follow(self) -> None:
         trouble = ""
@@ -113,6 +115,23 @@ class Heart:
                 _log.warning("no beat", reason=error.message) if not isinstance(error, Unavailable) else None
             await asyncio.sleep(BEAT_SECONDS)
 
+    async def _watch_store(self) -> None:
+        """A server that was safe at the start can be told to evict. It then gets no more values until it is not."""
+        refused = ""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                await self._parts.store.require_safe()
+                if refused:
+                    _log.info("the online store is safe again")
+                refused = ""
+            except StoreRefused as error:
+                if error.message != refused:
+                    _log.error("the online store is unsafe; nothing is written", reason=error.message, hint=error.hint)
+                refused = error.message
+            except Unavailable:
+                continue  # who writes will say so
+
     def _measure(self) -> None:
         """Entities held, over all partitions; what is said of partitions that another worker has now is taken back."""
         held = Counter({view.id: 0 for lane in self._work.lanes for view in lane.views})
@@ -137,10 +156,10 @@ class Heart:
             if source_of is not None:
                 beats[f"intake:{source_of.name}"][tp.partition] = beat
             for view in self._intake.views(tp):
-                beats[f"fold:{view.fold.view.id}"][tp.partition] = beat
+                beats[f"fold:{view.fold.view.id}"][tp.partition] = _of_generation(beat, view)
         for tp, beat in self._beats_of(self._fold_pump, self._fold):
             for view in self._fold.views(tp):
-                beats[f"fold:{view.fold.view.id}"][tp.partition] = beat
+                beats[f"fold:{view.fold.view.id}"][tp.partition] = _of_generation(beat, view)
         for stage, of_partitions in beats.items():
             await self._parts.store.put_beats(stage, of_partitions)
 
@@ -203,11 +222,16 @@ class Heart:
             found = await self._parts.store.fences(view_id)
             for pump, tp, view, believed in held:
                 if _must_reread(found.get(tp.partition), believed) and view in self._current(tp):
-                    _log.warning("the online store lost writes or was backfilled", view=view_id, partition=tp.partition)
+                    _log.warning("the online store lost writes or was rebuilt", view=view_id, partition=tp.partition)
                     await pump.rewind(tp)
 
     def _current(self, tp: TopicPartition) -> Sequence[ViewLane]:
         return (*self._intake.views(tp), *self._fold.views(tp))
+
+
+def _of_generation(beat: Beat, view: ViewLane) -> Beat:
+    generation = view.fold.fence.generation
+    return msgspec.structs.replace(beat, generation=generation) if generation else beat
 
 
 def _must_reread(found: Fence | None, believed: Fence | None) -> bool:

@@ -19,7 +19,7 @@ from featurestore.online.fences import IntakeMark
 from streams.appending import Appender
 from streams.consumer import Record
 from streams.deadletters import Letter
-from streams.fold import hole_in, open_views
+from streams.fold import hole_in, offset_wanted, open_views
 from streams.folding import NOTHING, Delivery, Piece
 from streams.materialising import FeatureRows
 from streams.producing import Outgoing
@@ -91,7 +91,7 @@ class IntakeStage:
             mine = [tp for tp in partitions if tp.topic == topic]
             if mine:
                 await self._open_source(source, mine)
-        return {tp: self.durable(tp) or None for tp in partitions}
+        return {tp: offset_wanted(self.views(tp), self.durable(tp)) for tp in partitions}
 
     async def _open_source(self, source: CompiledSource, mine: Sequence[TopicPartition]) -> None:
         numbers = [tp.partition for tp in mine]

@@ -12,6 +12,8 @@ class StopReason(StrEnum):
     """Records that were never read are gone from the topic."""
     REWOUND = "rewound"
     """The topic ends before what was already read: it was created anew, or the broker lost its end."""
+    LOST = "lost"
+    """The online store lost what was folded, and the topic no longer has all of its events: only the lake has."""
     REJECTS = "rejects"
     """Most of the last records broke the contract: a bad deploy, not bad data."""
     FOREIGN = "foreign"
@@ -25,6 +27,7 @@ class StopReason(StrEnum):
 RUNBOOK: dict[StopReason, str] = {
     StopReason.GAP: "records were deleted before they were read: fold afresh under a new FS_PROJECT and FS_LAKE",
     StopReason.REWOUND: "was the topic created anew? Restore it, or fold afresh under a new FS_PROJECT and FS_LAKE",
+    StopReason.LOST: "run `featurestore rebuild`: the values are computed from the lake, and this partition goes on",
     StopReason.REJECTS: "read why in <topic>.dlq (header fs.error), repair producer or contract, restart the worker",
     StopReason.FOREIGN: "find out who else writes to the shuffle topic; only intake may",
     StopReason.LAYOUT: "source and shuffle topics must keep their partition counts: restore them, or use a new topic",

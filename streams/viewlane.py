@@ -9,9 +9,9 @@ import numpy as np
 
 from featurestore.clock import SECOND, Clock
 from featurestore.online.fences import Fence, Put
-from featurestore.online.store import OnlineStore
+from featurestore.online.store import OnlineStore, Witnesses, Written
 from featurestore.telemetry import EVENTS, VISIBLE_DELAY, get_logger
-from streams.folding import Accepted, Count, Delivery, Effects, ViewFold
+from streams.folding import NOTHING, Accepted, Count, Delivery, Effects, ViewFold
 from streams.materialising import Changes
 from streams.patience import Patience
 
@@ -35,11 +35,14 @@ class ViewLane:
         clock: Clock,
         patience: Patience,
         changes: Changes,
+        *,
+        lost: bool = False,
     ) -> None:
-        """`changes` is told which entities have new values."""
-        self.fold = fold
+        """`changes` is told which entities have new values. `lost`: the store had a fence here, and lost it."""
+        self.fold, self.lost = fold, lost
         self._store, self._clock, self._patience, self._changes = store, clock, patience, changes
-        self._stored: Fence | None = fold.fence if fold.fence.offset >= 0 else None
+        # A generation may begin before the first offset.
+        self._stored: Fence | None = fold.fence if fold.fence.position > (0, NOTHING) else None
         # From the start on and at 0: an alert on a rate misses a counter's first step from nothing.
         view = fold.view
         self._counters = {kind: EVENTS.labels(view.source.name, view.id, kind.name.lower()) for kind in list(Count)[1:]}
@@ -57,33 +60,32 @@ class ViewLane:
         accepted = self.fold.accept(delivery)
         if accepted is None:
             return
-        effects = await self._write(accepted)
+        effects, witnesses = await self._write(accepted)
         self._readable(accepted)
         for reason, error, rows in effects.refused:
             await refuse(rows, reason, error)
-        await self._put_fence(effects)
+        await self._put_fence(effects, witnesses)
         self._count(effects)
         self._changes.note(accepted.events, effects.keys, effects.fence.offset)
 
-    async def _write(self, accepted: Accepted) -> Effects:
+    async def _write(self, accepted: Accepted) -> tuple[Effects, Witnesses]:
         while True:
             accepted = await self._load(accepted)
             effects = self.fold.apply(accepted)
             if not effects.keys:
-                return effects
-            if not await self._store_values(effects):
-                return effects
+                return effects, ()
+            written = await self._store_values(effects)
+            if not written.misrouted:
+                return effects, written.witnesses
             # Between our read and our write another partition wrote the entity first. Without the cache the same
             # rows find its value, and are refused.
             self.fold.make_room()
 
-    async def _store_values(self, effects: Effects) -> list[str]:
-        """Returns keys that turned out to belong to another partition."""
+    async def _store_values(self, effects: Effects) -> Written:
         view, ttl = self.fold.view.id, self.fold.ttl_ms
-        written = await self._patience.until_done(
+        return await self._patience.until_done(
             lambda: self._store.write(view, effects.keys, effects.values, ttl_ms=ttl)
         )
-        return written.misrouted
 
     async def _load(self, accepted: Accepted) -> Accepted:
         rounds = 0
@@ -91,16 +93,24 @@ class ViewLane:
             if rounds:
                 self.fold.make_room()
                 keys = self.fold.missing(accepted)
-            values = await self._patience.until_done(lambda keys=keys: self._store.read(self.fold.view.id, keys))  # type: ignore[misc]
+            values = await self._read(keys)
             accepted = self.fold.load(accepted, keys, values)
             rounds += 1
         return accepted
 
-    async def _put_fence(self, effects: Effects) -> None:
+    async def _read(self, keys: list[str]) -> list[bytes | None]:
+        """Values from before a loss, folded on, would be written as whole at a newer offset: no replay mends that."""
+        view, partition, believed = self.fold.view.id, self.fold.partition, self._stored
+        values, fence = await self._patience.until_done(lambda: self._store.read_fenced(view, keys, partition))
+        if believed is not None and (fence is None or fence.position < believed.position):
+            raise StoreLostWrites(f"{view}, partition {partition}")
+        return values
+
+    async def _put_fence(self, effects: Effects, witnesses: Witnesses) -> None:
         view, partition = self.fold.view, self.fold.partition
         fence = msgspec.structs.replace(effects.fence, written_at=self._clock.now())
         put = await self._patience.until_done(
-            lambda: self._store.put_fence(view.id, partition, fence, believed=self._stored)
+            lambda: self._store.put_fence(view.id, partition, fence, believed=self._stored, witnesses=witnesses)
         )
         if put is Put.LOST:
             raise StoreLostWrites(f"{view.id}, partition {partition}")

@@ -16,13 +16,14 @@ from typing import Any
 from featurestore.cli import http
 from featurestore.cli.environment import DEFAULT_DEFINITIONS
 from featurestore.cli.streamed import stream_answer
-from featurestore.clock import SECOND, SystemClock
+from featurestore.clock import SECOND, SystemClock, format_instant
 from featurestore.config import EMBEDDED, Settings, load_settings, redact, unknown_variables
 from featurestore.definitions.load import load_definitions
 from featurestore.engine.array import select
 from featurestore.errors import FeatureStoreError
+from featurestore.online.fences import REBUILD_LEASE
 from featurestore.online.health import Finding, Level
-from featurestore.online.store import OnlineStore
+from featurestore.online.store import OnlineStore, Rebuild
 from featurestore.registry.catalog import EMPTY, Catalog
 from featurestore.registry.log import Registry
 from featurestore.registry.plan import plan
@@ -219,25 +220,40 @@ def _worker(settings: Settings, catalog: Catalog) -> list[Finding]:
     if not catalog.sources:
         return [_ok("has nothing to do before the first apply")]
 
-    async def ask() -> tuple[int, list[str]]:
+    async def ask() -> tuple[int, list[str], dict[str, Rebuild]]:
         store = OnlineStore.connect(settings.redis, project=settings.project, timeout_seconds=_REDIS_SECONDS)
         try:
             stages = [f"intake:{name}" for name in catalog.sources]
             stages += [f"fold:{view.id}" for view in catalog.views.values()]
             beats = [(stage, p, beat) for stage in stages for p, beat in (await store.beats(stage)).items()]
+            rebuilds = await store.rebuilds()
         finally:
             await store.close()
         latest = max((beat.at for _, _, beat in beats), default=0)
-        return latest, [f"{stage} partition {p}: {beat.stopped}" for stage, p, beat in beats if beat.stopped]
+        stopped = [f"{stage} partition {p}: {beat.stopped}" for stage, p, beat in beats if beat.stopped]
+        return latest, stopped, rebuilds
 
-    latest, stopped = asyncio.run(ask())
+    latest, stopped, rebuilds = asyncio.run(ask())
+    now = SystemClock().now()
+    found = [_rebuild(view, mark, now) for view, mark in rebuilds.items()]
     if stopped:
         hint = "the partition stays stopped until this is repaired"
-        return [Finding("", Level.FAULT, text, hint) for text in stopped]
-    age = (SystemClock().now() - latest) / SECOND
+        found += [Finding("", Level.FAULT, text, hint) for text in stopped]
+    if found:
+        return found
+    age = (now - latest) / SECOND
     if age > _BEAT_SECONDS:
         return [Finding("", Level.ADVICE, "none runs: there is no recent sign of life", "start: featurestore worker")]
     return [_ok(f"last sign of life {age:.1f} s ago")]
+
+
+def _rebuild(view: str, mark: Rebuild, now: int) -> Finding:
+    text = f"{view} is being rebuilt by {mark.by}, since {format_instant(mark.started_at)}"
+    silent = (now - mark.at) / SECOND
+    if now - mark.at >= REBUILD_LEASE:
+        return Finding("", Level.FAULT, f"{text}, without a sign of life for {silent:,.0f} s",
+                       "complete it with: featurestore rebuild; its values are unavailable until then")  # fmt: skip
+    return Finding("", Level.ADVICE, text, "its values are unavailable until it is done")
 
 
 def _api(settings: Settings) -> list[Finding]:

@@ -136,6 +136,14 @@ def _life(partition: Mapping[str, Any]) -> str:
     return "never seen" if age is None else f"seen {age:.1f} s ago"
 
 
+def _rebuilding(view: str, rebuild: Mapping[str, Any]) -> str:
+    told = f"view {view} is being rebuilt by {rebuild['by']}, since {rebuild['since']}: {rebuild['done']:.0%} done"
+    if not rebuild["abandoned"]:
+        return told
+    silent = rebuild["silent_seconds"]
+    return f"{told}, but no sign of life for {silent:,.0f} s; complete it with: featurestore rebuild"
+
+
 def _troubles(document: Mapping[str, Any]) -> list[str]:
     """What the tables have no room for: why a partition is stopped, and which topic is missing."""
     groups = [(f"source {s['source']}", s) for s in document["sources"]]
@@ -146,5 +154,6 @@ def _troubles(document: Mapping[str, Any]) -> list[str]:
         for p in group["partitions"]
         if p["stopped"]
     ]
+    lines += [_rebuilding(v["view"], v["rebuild"]) for v in document["views"] if v["rebuild"]]
     missing = [s for s in document["sources"] if s["exists"] is False]
     return lines + [f"source {s['source']}: topic {s['topic']} does not exist" for s in missing]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from featurestore.clock import SECOND, Clock, format_instant
 from featurestore.config import Settings
 from featurestore.definitions.compiled import CompiledSource, CompiledView
+from featurestore.errors import FeatureStoreError
 from featurestore.monitor.freshness import FreshnessBoard, PartitionFreshness
-from featurestore.online.fences import LEDGER
-from featurestore.online.store import Beat, Fence, IntakeMark, OnlineStore
+from featurestore.offline.lake import Lake
+from featurestore.online.fences import LEDGER, REBUILD_LEASE
+from featurestore.online.store import Beat, Fence, IntakeMark, OnlineStore, Rebuild
 from featurestore.registry.catalog import Catalog
 
 Ends = Mapping[str, Mapping[str, list[int]]]
@@ -22,11 +25,14 @@ INTAKE = ("consumed", "forwarded", "dead_lettered")
 async def standing(settings: Settings, catalog: Catalog, ends: Ends | None, clock: Clock) -> dict[str, Any]:
     """`ends` is None where Kafka is away. Raises Unavailable where the online store does not answer."""
     store = OnlineStore.connect(settings.redis, project=settings.project)
-    board = FreshnessBoard(store, clock)
+    board = FreshnessBoard(store, clock, lake=Lake(settings.lake))
     board.watch(catalog.views.values())
     try:
         await board.refresh()
-        reader = _Reader(store, board, ends, clock.now())
+        with suppress(FeatureStoreError):  # without the lake, what the store lost before now is not seen
+            await board.recall()
+            await board.refresh()
+        reader = _Reader(store, board, ends, clock.now(), await store.rebuilds())
         return {
             "revision": catalog.revision,
             "sources": [await reader.source(source) for source in catalog.sources.values()],
@@ -37,8 +43,15 @@ async def standing(settings: Settings, catalog: Catalog, ends: Ends | None, cloc
 
 
 class _Reader:
-    def __init__(self, store: OnlineStore, board: FreshnessBoard, ends: Ends | None, now: int) -> None:
-        self._store, self._board, self._now = store, board, now
+    def __init__(
+        self,
+        store: OnlineStore,
+        board: FreshnessBoard,
+        ends: Ends | None,
+        now: int,
+        rebuilds: Mapping[str, Rebuild],
+    ) -> None:
+        self._store, self._board, self._now, self._rebuilds = store, board, now, rebuilds
         self._reachable, self._ends = ends is not None, ends or {}
 
     async def source(self, source: CompiledSource) -> dict[str, Any]:
@@ -97,6 +110,21 @@ class _Reader:
                 for p in sorted({*fences, *beats, *map(int, known)})
             ],
             "ledger": _ledger(fences.values()),
+            "rebuild": self._rebuild(self._rebuilds.get(view.id)),
+        }
+
+    def _rebuild(self, mark: Rebuild | None) -> dict[str, Any] | None:
+        """How far it is; null where none is under way or was left unfinished."""
+        if mark is None:
+            return None
+        return {
+            "by": mark.by,
+            "since": format_instant(mark.started_at),
+            "generation": mark.generation,
+            "done": len(mark.done) / mark.buckets,
+            "entities": mark.entities,
+            "silent_seconds": round(max(0, self._now - mark.at) / SECOND, 3),
+            "abandoned": self._now - mark.at >= REBUILD_LEASE,
         }
 
     def _fold(

@@ -87,6 +87,12 @@ class ViewState:
         """Entities cached."""
         return len(self._keys)
 
+    @property
+    def limit(self) -> int:
+        """Entities that the budget has room for: with more, some are evicted."""
+        limit: int = self._limit
+        return limit
+
     def unknown(self, batch: EventBatch) -> list[str]:
         """Distinct keys of the batch that must be loaded before it is folded."""
         return [key for key in batch.entities.names if key not in self._slots]

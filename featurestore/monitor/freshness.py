@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
-from featurestore.clock import SECOND, Clock
+from featurestore.clock import SECOND, Clock, format_instant
 from featurestore.definitions.compiled import CompiledView
 from featurestore.errors import FeatureStoreError
-from featurestore.online.store import Beat, Fence, OnlineStore
+from featurestore.offline.lake import Lake, app_id
+from featurestore.offline.materialised import features_table
+from featurestore.online.store import Beat, Fence, OnlineStore, Rebuild
 from featurestore.telemetry import get_logger
 from featurestore.types import STATUS_CODES, Status
 
 POLL_SECONDS = 0.5
+RECALL_SECONDS = 30.0
 GRACE_SECONDS = 5.0
 """A heartbeat may be this old, and a poll interval more, before nobody vouches for its partition."""
 
-_OK, _LATE, _STALE = 0, 1, 2
-_STATUSES = (Status.OK, Status.LATE_PIPELINE, Status.STALE)
+_OK, _LATE, _STALE, _REBUILT = 0, 1, 2, 3
+_STATUSES = (Status.OK, Status.LATE_PIPELINE, Status.STALE, Status.UNAVAILABLE)
 _CODES = np.array([STATUS_CODES[status] for status in _STATUSES], np.uint8)
 
 _log = get_logger(__name__)
@@ -38,6 +42,8 @@ class PartitionFreshness:
     end: int
     waiting_for: str
     stopped: str
+    rebuilding: str = ""
+    """Who computes the view's values anew, and since when; empty where nobody does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +56,11 @@ class ViewFreshness:
     unseen: int | None = None
     """The code of entities that were not found, where their partition cannot be told from the key: an aligned source is
     partitioned by its producers."""
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether stored values must not be shown: some may be half of what they will be."""
+        return self.uniform == STATUS_CODES[Status.UNAVAILABLE]
 
     def of(self, keys: Sequence[str | None], partition: np.ndarray, found: np.ndarray) -> np.ndarray:
         """`uint8[n]`: the code of the partition that feeds each entity.
@@ -73,19 +84,25 @@ def partition_of(key: str, partitions: int) -> int:
     return xxhash.xxh3_64_intdigest(key.encode()) % partitions
 
 
+_REBUILDING = ViewFreshness(_CODES[[_REBUILT]], STATUS_CODES[Status.UNAVAILABLE])
 _UNVOUCHED = ViewFreshness(_CODES[[_STALE]], STATUS_CODES[Status.STALE])
 
 
 class FreshnessBoard:
     """The latest known freshness of every watched view. `refresh` reads it, `run` keeps reading, `of` only looks."""
 
-    def __init__(self, store: OnlineStore, clock: Clock, *, poll_seconds: float = POLL_SECONDS) -> None:
-        self._store, self._clock, self._poll_seconds = store, clock, poll_seconds
+    def __init__(
+        self, store: OnlineStore, clock: Clock, *, lake: Lake | None = None, poll_seconds: float = POLL_SECONDS
+    ) -> None:
+        """`lake` tells a board that has just started how far the store was before."""
+        self._store, self._clock, self._lake, self._poll_seconds = store, clock, lake, poll_seconds
         self._grace = int((GRACE_SECONDS + poll_seconds) * SECOND)
         self._views: dict[str, CompiledView] = {}
         self._fresh: dict[str, ViewFreshness] = {}
         self._fences: dict[str, dict[int, Fence]] = {}
+        self._rebuilds: dict[str, Rebuild] = {}
         self._highest: dict[tuple[str, int], tuple[int, int]] = {}
+        self._recalled: set[tuple[str, int]] = set()
         self._report: dict[str, dict[int, PartitionFreshness]] = {}
         self._refreshed = 0
         self._trouble = ""
@@ -106,6 +123,9 @@ class FreshnessBoard:
 
     async def run(self) -> None:
         """Refreshes until cancelled; trouble with the store is logged once and then waited out."""
+        await asyncio.gather(self._poll(), self._keep_recalling())
+
+    async def _poll(self) -> None:
         while True:
             try:
                 await self.refresh()
@@ -116,15 +136,44 @@ class FreshnessBoard:
                 self._trouble = error.code
             await asyncio.sleep(self._poll_seconds)
 
+    async def _keep_recalling(self) -> None:
+        loop, last = asyncio.get_running_loop(), 0.0
+        while True:
+            new = {place for place in self._places() if place not in self._recalled}
+            if new or loop.time() - last > RECALL_SECONDS:
+                last = loop.time()
+                self._recalled |= new
+                with suppress(FeatureStoreError):  # it is asked again in time, and whoever needs the lake says more
+                    await self.recall()
+            await asyncio.sleep(self._poll_seconds)
+
+    async def recall(self) -> None:
+        """Reads from the lake how far each partition was once: what the store then knows less of is lost, also where
+        that was before this board began. Raises Unavailable."""
+        if self._lake is None:
+            return
+        for view in list(self._views.values()):
+            ids = {app_id(view.id, p): p for name, p in self._places() if name == view.id}
+            recorded = await asyncio.to_thread(self._lake.recorded, features_table(view), list(ids))
+            for name, offset in recorded.items():
+                place = (view.id, ids[name])
+                self._highest[place] = max(self._highest.get(place, (-1, -1)), (0, offset))
+
+    def _places(self) -> list[tuple[str, int]]:
+        """View and partition of all that the store told of."""
+        return [(view, p) for view in self._views for p in {*self._fences.get(view, ()), *self._report.get(view, ())}]
+
     async def refresh(self) -> None:
         """Raises Unavailable."""
         views = dict(self._views)
         sources = {view.source.name for view in views.values()}
+        # First: where a mark is gone already, the fences read after it are those that its rebuild put.
+        rebuilds = await self._store.rebuilds()
         intakes = {source: await self._store.beats(f"intake:{source}") for source in sources}
         folds = {view: await self._store.beats(f"fold:{view}") for view in views}
         fences = {view: await self._store.fences(view) for view in views}
         # Nothing is awaited from here on, so that lookups see all views of one reading, or of the one before.
-        self._fences = fences
+        self._fences, self._rebuilds = fences, rebuilds
         for view in views.values():
             self._judge(view, intakes[view.source.name], folds[view.id])
         self._refreshed = self._clock.now()
@@ -136,13 +185,19 @@ class FreshnessBoard:
         ranks = []
         for partition in range(count):
             before = upstream.get(partition, _STALE) if view.aligned else worst_upstream
-            own = max(self._rank(view, folds.get(partition), now), self._repair(view.id, partition))
+            beat = folds.get(partition)
+            own = max(self._rank(view, beat, now), self._repair(view.id, partition, beat))
             ranks.append(max(before, own))
+        rebuild = self._rebuilds.get(view.id)
+        if rebuild is not None:
+            ranks = [_REBUILT] * count
         codes = _CODES[ranks] if ranks else _UNVOUCHED.codes
         same = bool((codes == codes[0]).all())
         unseen = int(_CODES[max(ranks)]) if ranks and view.aligned else None
-        self._fresh[view.id] = ViewFreshness(codes, int(codes[0]) if same else None, unseen)
-        self._report[view.id] = {p: _described(folds[p], _STATUSES[ranks[p]], now) for p in sorted(folds)}
+        fresh = ViewFreshness(codes, int(codes[0]) if same else None, unseen)
+        self._fresh[view.id] = fresh if rebuild is None else _REBUILDING
+        said = f"{rebuild.by}, since {format_instant(rebuild.started_at)}" if rebuild is not None else ""
+        self._report[view.id] = {p: _described(folds[p], _STATUSES[ranks[p]], now, said) for p in sorted(folds)}
 
     def _rank(self, view: CompiledView, beat: Beat | None, now: int) -> int:
         if beat is None or beat.stopped or now - beat.at > self._grace:
@@ -150,15 +205,20 @@ class FreshnessBoard:
         behind = view.freshness is not None and beat.behind_seconds * SECOND > view.freshness
         return _LATE if behind else _OK
 
-    def _repair(self, view_id: str, partition: int) -> int:
-        """Stale while the store knows less than it did: it lost writes, and the worker is going over them again."""
+    def _repair(self, view_id: str, partition: int, beat: Beat | None) -> int:
+        """Stale while the store knows less than it did: it lost writes, and the worker is going over them again. Also
+        while no worker goes on from the stored generation: what its beats say is of the values before."""
         fence = self._fences[view_id].get(partition)
+        if fence is not None and beat is not None and beat.generation < fence.generation:
+            return _STALE
         reached = (fence.generation, fence.offset) if fence is not None else (-1, -1)
         highest = max(self._highest.get((view_id, partition), reached), reached)
         self._highest[view_id, partition] = highest
         return _STALE if reached < highest else _OK
 
 
-def _described(beat: Beat, status: Status, now: int) -> PartitionFreshness:
+def _described(beat: Beat, status: Status, now: int, rebuilding: str) -> PartitionFreshness:
     age = max(0.0, (now - beat.at) / SECOND)
-    return PartitionFreshness(status, beat.behind_seconds, age, beat.position, beat.end, beat.waiting_for, beat.stopped)
+    return PartitionFreshness(
+        status, beat.behind_seconds, age, beat.position, beat.end, beat.waiting_for, beat.stopped, rebuilding
+    )

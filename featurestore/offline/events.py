@@ -26,6 +26,8 @@ INSTANT = pa.timestamp("us", "UTC")
 
 _SYSTEM = {PARTITION: pa.int32(), OFFSET: pa.int64(), EVENT_TIME: INSTANT, VISIBLE_TIME: INSTANT, MONTH: pa.string()}
 _FOOTERS_AT_ONCE = 16
+_DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError, BaseError)
+"""What reading a file raises that is not what was written, or not there."""
 
 
 def events_table(source: str) -> str:
@@ -121,8 +123,8 @@ def read_events(
                     hint="ask for fewer entities at a time, or use: featurestore export",
                     field="at",
                 )
-    except (OSError, pa.ArrowInvalid, BaseError) as error:
-        raise _unreadable(lake, source, error) from error
+    except _DAMAGE as error:
+        raise _unreadable(lake, source, scan.first_damaged(paths), error) from error
     return pa.Table.from_batches(found, schema)
 
 
@@ -134,10 +136,11 @@ def scan_events(
     snapshot = lake.snapshot(events_table(source.name), version)
     if snapshot is None:
         return
+    scan, paths = _Scan(snapshot, source.contract, schema, {}, None), _paths(snapshot, None)
     try:
-        yield from _Scan(snapshot, source.contract, schema, {}, None).batches(_paths(snapshot, None))
-    except (OSError, pa.ArrowInvalid, BaseError) as error:
-        raise _unreadable(lake, source, error) from error
+        yield from scan.batches(paths)
+    except _DAMAGE as error:
+        raise _unreadable(lake, source, scan.first_damaged(paths), error) from error
 
 
 def _schema_of(source: CompiledSource, columns: Sequence[str]) -> pa.Schema:
@@ -186,6 +189,16 @@ class _Scan:
             for lacking, group in self._by_missing(fragments).items():
                 yield from self._read(group, lacking)
 
+    def first_damaged(self, paths: Sequence[str]) -> str:
+        """The first of the files that cannot be read by itself; empty where each can. Arrow's errors name none."""
+        for path in paths:
+            try:
+                for _ in self.batches([path]):
+                    pass
+            except _DAMAGE:
+                return path
+        return ""
+
     def _read(self, group: list[pads.ParquetFileFragment], lacking: frozenset[str]) -> Iterator[pa.RecordBatch]:
         dataset = pads.FileSystemDataset(group, self._file_schema, READ)
         projection = {name: self._column(name, lacking) for name in self._schema.names}
@@ -220,10 +233,11 @@ class _Scan:
         return groups
 
 
-def _unreadable(lake: Lake, source: CompiledSource, error: Exception) -> Unavailable:
+def _unreadable(lake: Lake, source: CompiledSource, path: str, error: Exception) -> Unavailable:
     text = " ".join(str(error).split())[:300]
+    where = f"{path}: " if path else ""
     hint = "a file of the lake is damaged or gone: restore it, or load its events again from the topic"
-    return Unavailable("lake", f"cannot read {events_table(source.name)} in {lake.url}: {text}", hint=hint)
+    return Unavailable("lake", f"cannot read {events_table(source.name)} in {lake.url}: {where}{text}", hint=hint)
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:

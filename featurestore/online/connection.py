@@ -103,6 +103,15 @@ async def ask(client: Redis, *command: bytes | str | int) -> Any:
     return reply
 
 
+async def at_once(client: Redis, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
+    """The replies to commands between which the server serves nobody else. Raises an error reply."""
+    *_, replies = await exchange(client, [("MULTI",), *commands, ("EXEC",)])
+    for reply in replies if isinstance(replies, list) else [replies]:
+        if isinstance(reply, redis_errors.ResponseError):
+            raise reply
+    return list(replies)
+
+
 async def _reply(connection: Any) -> Any:
     try:
         return await connection.read_response()
@@ -117,6 +126,11 @@ def translated(address: str) -> Iterator[None]:
         yield
     except (redis_errors.RedisError, OSError) as error:
         raise _meaning(error)(address, _brief(error)) from error
+    except RuntimeError as error:
+        # uvloop says so, where asyncio raises an OSError, of a connection that the server reset while it lay idle.
+        if "handler is closed" not in str(error):
+            raise
+        raise _GONE(address, _brief(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
+from featurestore.clock import SECOND
 from featurestore.errors import Corrupt
 
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
@@ -76,11 +77,54 @@ class Beat(msgspec.Struct, frozen=True):
     """`kafka`, `redis`, `lake` or `dlq` while it waits for one of them."""
     stopped: str = ""
     """Why it will not go on by itself."""
+    generation: Count = 0
+    """Of the fence that a view's lane goes on from."""
 
     def __post_init__(self) -> None:
         # JSON has no infinity; written as null, it would make every beat of the stage unreadable.
         if not isfinite(self.behind_seconds):
             raise ValueError(f"behind_seconds is {self.behind_seconds}; expected a finite number")
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """What was folded into one entity partition."""
+
+    ledger: dict[Partition, Counts]
+    """Source partition → counts, in the order of `LEDGER`."""
+    event_time: Micros
+    """The latest event time applied."""
+
+
+REBUILD_LEASE = 30 * SECOND
+"""A rebuild without a sign of life for so long was left by a process that ended."""
+
+
+class Rebuild(msgspec.Struct, frozen=True):
+    """A view's values are being computed anew. While this stands, nobody may take them for whole."""
+
+    generation: Count
+    """Of the values and fences that are written."""
+    lake_version: Offset
+    """Of the table of events that is read; -1 where there is none."""
+    vector: dict[Partition, Offset]
+    """Source partition → last source offset that is folded."""
+    offsets: dict[Partition, Offset]
+    """Entity partition → the log offset that its values stand at."""
+    buckets: Count
+    """The entities are divided by a hash of their keys into so many."""
+    done: list[Count]
+    """Buckets whose values are acknowledged."""
+    tallies: dict[Partition, Tally]
+    """Of the buckets that are done, by entity partition."""
+    entities: Count
+    events: Count
+    started_at: Micros
+    together: list[str]
+    """The views that were asked for at that time, each with such a mark until it is done."""
+    at: Micros
+    """The last sign of life."""
+    by: str
+    """Names the process that works on it."""
 
 
 class Put(StrEnum):
@@ -93,11 +137,11 @@ class Put(StrEnum):
     """The store holds less than the writer knows to have been acknowledged: it has lost writes. Nothing was written."""
 
 
-Record = TypeVar("Record", Fence, IntakeMark, Beat)
+Record = TypeVar("Record", Fence, IntakeMark, Beat, Rebuild)
 Positioned = TypeVar("Positioned", Fence, IntakeMark)
 
 _DECODERS: Mapping[type, msgspec.json.Decoder[object]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Fence, IntakeMark, Beat)
+    kind: msgspec.json.Decoder(kind) for kind in (Fence, IntakeMark, Beat, Rebuild)
 }
 encode = msgspec.json.Encoder().encode
 """Record → JSON bytes."""
@@ -127,7 +171,7 @@ def judge(found: tuple[int, int] | None, new: tuple[int, int], believed: tuple[i
     return Put.AHEAD if found is not None and found > new else Put.STORED
 
 
-_ARTICLES = {Fence: "a fence", IntakeMark: "an intake mark", Beat: "a beat"}
+_ARTICLES = {Fence: "a fence", IntakeMark: "an intake mark", Beat: "a beat", Rebuild: "the mark of a rebuild"}
 
 
 def _partition(name: bytes, where: str) -> int:

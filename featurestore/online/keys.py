@@ -4,6 +4,7 @@
     {project}:fence:{view_id}                     hash, one field per entity partition
     {project}:intake:{source}                     hash, one field per source partition
     {project}:beat:{stage}                        hash, one field per partition
+    {project}:rebuild                             hash, one field per view that is being rebuilt
 
 `{hh}`, braces included, is the hash tag of Redis Cluster: two hex digits of a hash of the canonical key. A batch of
 any size touches at most 256 slots, so that it can be grouped by slot, and all views' values of one entity share one.
@@ -90,6 +91,9 @@ class Keyspace:
 
     def beats(self, stage: str) -> bytes:
         return f"{self.project}:beat:{_checked(stage)}".encode()
+
+    def rebuilds(self) -> bytes:
+        return f"{self.project}:rebuild".encode()
 
 
 @lru_cache(maxsize=1024)

@@ -36,8 +36,9 @@ class Call:
 # Stores ARGV[i + 1] at KEYS[i] where its header's (generation, offset) is greater than the stored one's, with
 # ARGV[1] as time to live in milliseconds unless that is empty. Answers {older, misrouted indices, unreadable indices}.
 #
-# Bytes 16 to 39 of a value are three little-endian int64: generation, offset, partition. They are compared as unsigned
-# 32-bit halves: a Lua number is a double, exact only below 2^53, and comparing strings follows the server's locale.
+# Bytes 16 to 39 of a value are three little-endian int64: generation, offset, partition. They are compared as 32-bit
+# halves, the upper ones signed: a Lua number is a double, exact only below 2^53, and comparing strings follows the
+# server's locale.
 # GETRANGE instead of GET, because a copy of every stored value into Lua costs more than the comparison. It starts at
 # the first byte, so that a short value is not taken for an absent one.
 SET_IF_NEWER = Script("""
@@ -51,8 +52,8 @@ for i = 1, #KEYS do
   if not newer and #stored < 40 then
     unreadable[#unreadable + 1] = i
   elseif not newer then
-    local gen_lo, gen_hi, off_lo, off_hi, part_lo, part_hi = halves('<I4I4I4I4I4I4', stored, 17)
-    local new_gen_lo, new_gen_hi, new_off_lo, new_off_hi, new_part_lo, new_part_hi = halves('<I4I4I4I4I4I4', value, 17)
+    local gen_lo, gen_hi, off_lo, off_hi, part_lo, part_hi = halves('<I4i4I4i4I4i4', stored, 17)
+    local new_gen_lo, new_gen_hi, new_off_lo, new_off_hi, new_part_lo, new_part_hi = halves('<I4i4I4i4I4i4', value, 17)
     if new_gen_lo == gen_lo and new_gen_hi == gen_hi then
       if new_part_lo ~= part_lo or new_part_hi ~= part_hi then
         misrouted[#misrouted + 1] = i
@@ -74,13 +75,19 @@ end
 return {older, misrouted, unreadable}
 """)
 
-# Sets field ARGV[1] of the hash KEYS[1] to ARGV[3] if it holds ARGV[2] (empty: if it is absent), and answers nothing;
-# otherwise answers what it holds (empty: absent). The caller decides by what it knows to stand there, so that integers
-# are compared where they are exact.
+# Sets field ARGV[1] of the hash KEYS[1] to ARGV[3] (empty: removes it) if it holds ARGV[2] (empty: if it is absent),
+# and answers nothing; otherwise answers what it holds (empty: absent). The caller decides by what it knows to stand
+# there, so that integers are compared where they are exact.
+#
+# KEYS[2], … are values that must have ARGV[4], … as bytes 16 to 39: where one has not, nothing is written, and the
+# answer is its number.
 SWAP_FIELD = Script("""
 local stored = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if stored ~= ARGV[2] then return stored end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+for i = 2, #KEYS do
+  if redis.call('GETRANGE', KEYS[i], 16, 39) ~= ARGV[i + 2] then return i end
+end
+if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
 return false
 """)
 

@@ -11,14 +11,15 @@ from typing import Any, Self
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, StoreRefused
-from featurestore.online.connection import CONNECTIONS, Endpoint, ask, open_client, parse_endpoint, translated
+from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, StoreRefused, Unavailable
+from featurestore.online.connection import CONNECTIONS, Endpoint, ask, at_once, open_client, parse_endpoint, translated
 from featurestore.online.fences import (
     Beat,
     Fence,
     IntakeMark,
     Positioned,
     Put,
+    Rebuild,
     Record,
     decode,
     decode_all,
@@ -30,7 +31,7 @@ from featurestore.online.keys import Keyspace
 from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD, Call, evaluate
 from featurestore.telemetry import STORE_DURATION
 
-__all__ = ["Beat", "Fence", "Finding", "IntakeMark", "Level", "OnlineStore", "Put", "Written"]
+__all__ = ["Beat", "Fence", "Finding", "IntakeMark", "Level", "OnlineStore", "Put", "Rebuild", "Written"]
 
 CHUNK_KEYS = 256
 """Keys of one atomic write. Redis serves nobody else meanwhile: about 1 ms with values of 1 kB."""
@@ -41,8 +42,13 @@ WINDOW_CHUNKS = 16
 BEAT_TTL_MS = 24 * 3600 * 1000
 HEADER_BYTES = 64
 """What every packed value starts with."""
+POSITION = slice(16, 40)
+"""Generation, offset and partition in it."""
 _SCAN_COUNT = 1000
 _READS, _WRITES = STORE_DURATION.labels("read"), STORE_DURATION.labels("write")
+
+
+Witnesses = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,9 @@ class Written:
     """The store already had the same (generation, offset) or a greater one."""
     misrouted: list[str] = field(default_factory=list)
     """Keys whose stored value, of the same generation, comes from another partition. It still stands."""
+    witnesses: Witnesses = field(default=(), compare=False, repr=False)
+    """The last value of each atomic write: its name in Redis, and its position as stored. A server that lost writes
+    lost the latest ones, so where these stand, all do."""
 
 
 class OnlineStore:
@@ -71,6 +80,7 @@ class OnlineStore:
         self.address = address
         self._running: set[asyncio.Task[Any]] = set()
         self._last_put: dict[tuple[bytes, int], bytes] = {}
+        self._unsafe: StoreRefused | None = None
 
     @classmethod
     def connect(
@@ -114,6 +124,16 @@ class OnlineStore:
             values: list[bytes | None] = await self._answer(ask(self._client, b"MGET", *names))
         return values
 
+    async def read_fenced(
+        self, view_id: str, keys: Sequence[str], partition: int
+    ) -> tuple[list[bytes | None], Fence | None]:
+        """As `read`, and the partition's fence as it stood at the same instant. Raises Corrupt."""
+        fences = self._keys.fences(view_id)
+        commands = [(b"MGET", *self._keys.values(view_id, keys)), (b"HGET", fences, b"%d" % partition)]
+        with _READS.time():
+            values, fence = await self._answer(at_once(self._client, commands))
+        return values, decode(Fence, fence, f"{fences.decode()}[{partition}]") if fence else None
+
     async def write(
         self, view_id: str, keys: Sequence[str], values: Sequence[bytes], *, ttl_ms: int | None = None
     ) -> Written:
@@ -125,6 +145,8 @@ class OnlineStore:
         """
         if ttl_ms is not None and ttl_ms <= 0:
             raise InvalidRequest(f"ttl_ms is {ttl_ms}; expected a positive number or None", field="ttl_ms")
+        if self._unsafe is not None:
+            raise Unavailable("redis", self._unsafe.message, hint=self._unsafe.hint)
         _check_values(keys, values)
         names = self._keys.values(view_id, keys)
         ttl = b"" if ttl_ms is None else b"%d" % ttl_ms
@@ -142,7 +164,9 @@ class OnlineStore:
                 unreadable += [keys[start + i - 1] for i in foreign]
         if unreadable:
             raise _short_values(view_id, unreadable)
-        return Written(len(names) - older - len(misrouted), older, misrouted)
+        lasts = [min(start + step, len(names)) - 1 for start in chunks]
+        witnesses = [(names[i], values[i][POSITION]) for i in lasts]
+        return Written(len(names) - older - len(misrouted), older, misrouted, witnesses)
 
     async def scan_view(self, view_id: str) -> AsyncIterator[str]:
         """Canonical keys of all stored entities of a view. One that is there throughout comes at least once."""
@@ -158,13 +182,22 @@ class OnlineStore:
         """Partition → fence. Raises Corrupt."""
         return await self._records(Fence, self._keys.fences(view_id))
 
-    async def put_fence(self, view_id: str, partition: int, fence: Fence, *, believed: Fence | None = None) -> Put:
+    async def put_fence(
+        self,
+        view_id: str,
+        partition: int,
+        fence: Fence,
+        *,
+        believed: Fence | None = None,
+        witnesses: Witnesses = (),
+    ) -> Put:
         """Stores a fence unless a greater (generation, offset) stands there.
 
-        `believed` is the fence that the caller knows to be acknowledged: where the store holds less than that it has
-        lost writes, and the answer is `Put.LOST` with nothing written, lest the new fence vouch for them.
+        `believed` is the fence that the caller knows to be acknowledged, `witnesses` are of the values written since:
+        where the store holds less than that it has lost writes, or someone else wrote those values meanwhile, and the
+        answer is `Put.LOST` with nothing written, lest the new fence vouch for what is gone.
         """
-        return await self._put(self._keys.fences(view_id), partition, fence, believed)
+        return await self._put(self._keys.fences(view_id), partition, fence, believed, witnesses)
 
     async def intake_marks(self, source: str) -> dict[int, IntakeMark]:
         """Source partition → mark. Raises Corrupt."""
@@ -190,6 +223,24 @@ class OnlineStore:
         """Partition → latest beat, however old. Raises Corrupt."""
         return await self._records(Beat, self._keys.beats(stage))
 
+    async def rebuilds(self) -> dict[str, Rebuild]:
+        """View → the mark of its rebuild, for those that are under way or were left unfinished. Raises Corrupt."""
+        name = self._keys.rebuilds()
+        fields = await self._answer(self._client.hgetall(name))
+        return {view.decode(): decode(Rebuild, data, f"{name.decode()}[{view!r}]") for view, data in fields.items()}
+
+    async def rebuild_mark(self, view_id: str) -> bytes:
+        """The stored bytes of a view's mark, empty where there is none: what `swap_rebuild` compares with."""
+        return await self._answer(self._client.hget(self._keys.rebuilds(), view_id)) or b""
+
+    async def swap_rebuild(self, view_id: str, mark: Rebuild | None, *, over: bytes) -> bytes | None:
+        """Puts (None: removes) the mark where exactly `over` stands, and returns what stands there then; None where
+        something else stood there, which is left as it is."""
+        new = b"" if mark is None else encode(mark)
+        call = Call([self._keys.rebuilds()], [view_id.encode(), over, new])
+        [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
+        return new if found is None else None
+
     async def server_id(self) -> str:
         """Changes whenever the server process is another one: after a restart or a failover."""
         info = await self._answer(self._client.info("server"))
@@ -207,8 +258,16 @@ class OnlineStore:
             return [Finding("reachable", Level.FAULT, error.message, error.hint)]
 
     async def require_safe(self) -> None:
-        """Raises StoreRefused unless the server keeps what it is given until that expires."""
-        refuse_unsafe(await self._info(), self.address)
+        """Raises StoreRefused unless the server keeps what it is given until that expires.
+
+        After a refusal `write` raises Unavailable, until the server was found to be safe again.
+        """
+        try:
+            refuse_unsafe(await self._info(), self.address)
+            self._unsafe = None
+        except StoreRefused as refused:
+            self._unsafe = refused
+            raise
 
     async def _info(self) -> Info:
         """INFO, and the policy from CONFIG GET where INFO does not tell it; without what the user may not ask."""
@@ -238,7 +297,14 @@ class OnlineStore:
         fields = await self._answer(self._client.hgetall(name))
         return decode_all(kind, fields, name.decode())
 
-    async def _put(self, name: bytes, partition: int, record: Positioned, believed: Positioned | None) -> Put:
+    async def _put(
+        self,
+        name: bytes,
+        partition: int,
+        record: Positioned,
+        believed: Positioned | None,
+        witnesses: Witnesses = (),
+    ) -> Put:
         """Compare and swap until the verdict on what stands there is the last word.
 
         One round trip where nobody else wrote the field since this store last did.
@@ -253,11 +319,14 @@ class OnlineStore:
         if stored is None or verdict(stored) is not Put.STORED:
             stored = await self._answer(self._client.hget(name, str(partition))) or b""
         while (outcome := verdict(stored)) is Put.STORED:
-            call = Call([name], [b"%d" % partition, stored, new])
+            keys = [name, *(key for key, _ in witnesses)]
+            call = Call(keys, [b"%d" % partition, stored, new, *(position for _, position in witnesses)])
             [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
             if found is None:
                 self._last_put[slot] = new
                 break
+            if isinstance(found, int):
+                return Put.LOST
             stored = found
         return outcome
 

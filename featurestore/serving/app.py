@@ -44,7 +44,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
     """Connects to nothing until it is started, and starts whether or not Redis and the lake are there."""
     clock = clock or SystemClock()
     store = OnlineStore.connect(settings.redis, project=settings.project, timeout_seconds=STORE_SECONDS)
-    board = FreshnessBoard(store, clock)
+    lake = Lake(settings.lake)
+    board = FreshnessBoard(store, clock, lake=lake)
 
     async def adopt(catalog: Catalog) -> None:
         board.watch(catalog.views.values())
@@ -53,7 +54,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
         telemetry.REGISTRY_REVISION.set(catalog.revision)
 
     follower = Follower(Registry(settings.lake), adopt)
-    past = PastLookups(Lake(settings.lake), store, board)
+    past = PastLookups(lake, store, board)
     engine = LookupEngine(store, board, past, clock)
     endpoint = LookupEndpoint(Plans(follower.current), engine)
     parts = Parts(follower.current, board, endpoint, store.check)

@@ -203,6 +203,8 @@ class LookupEngine:
         now: int,
     ) -> np.ndarray:
         """Writes the view's columns into the block; returns the rows that only the lake can answer."""
+        if self._board.of(part.view.id).unavailable:
+            values = [None] * len(values)
         reading, corrupt = _read(part.reader, values, at, now)
         overlay = self._overlay(part, keys, reading, corrupt)
         for column, feature in part.picks:

@@ -162,6 +162,7 @@ class PartitionStatus(BaseModel):
     end: int
     waiting_for: str
     stopped: str
+    rebuilding: str = Field(description="Who computes the view's values anew, and since when; empty where nobody does.")
 
 
 class ServerStatus(BaseModel):

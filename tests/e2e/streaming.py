@@ -60,6 +60,7 @@ class UserClicks:
     n_5m = agg.count(window="5m")
     mean_1h = agg.mean(col("amount"), window="1h")
     last_shop = agg.last(col("shop"))
+    own = agg.last(col("user"))
 
 
 @feature_view(entity=Shop, source=Clicks, version=1, owner="o@example.com", freshness="30s")
@@ -68,6 +69,7 @@ class ShopClicks:
     items_1h = agg.sum(col("items"), window="1h")
     max_1h = agg.max(col("amount"), window="1h")
     n_all = agg.count()
+    own = agg.last(col("shop"))
 
 
 clicks = FeatureService("clicks", views=[UserClicks, ShopClicks], owner="o@example.com")
@@ -103,12 +105,14 @@ ORACLE: Mapping[str, Sequence[OracleFeature]] = {
         OracleFeature("n_5m", "count", window=5 * MINUTE),
         OracleFeature("mean_1h", "mean", "amount", window=HOUR),
         OracleFeature("last_shop", "last", "shop"),
+        OracleFeature("own", "last", "user"),
     ),
     "shop_clicks@1": (
         OracleFeature("n_5m", "count", window=5 * MINUTE),
         OracleFeature("items_1h", "sum", "items", window=HOUR),
         OracleFeature("max_1h", "max", "amount", window=HOUR),
         OracleFeature("n_all", "count"),
+        OracleFeature("own", "last", "shop"),
     ),
     "shop_buyers@1": (OracleFeature("buyers_1h", "count", "user", window=HOUR),),
     "pair_clicks@1": (OracleFeature("n_all", "count"),),
@@ -229,6 +233,10 @@ class Worker:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -301,9 +309,11 @@ async def assert_oracle(store: OnlineStore, view: CompiledView, records: Sequenc
     return len(entities)
 
 
-async def dead_letters(bootstrap: str) -> list[tuple[dict[str, str], bytes | None, bytes | None]]:
+async def dead_letters(
+    bootstrap: str, source_topic: str = TOPIC
+) -> list[tuple[dict[str, str], bytes | None, bytes | None]]:
     """(headers, key, value) of everything in the dead-letter topic."""
-    topic = f"{TOPIC}.dlq"
+    topic = f"{source_topic}.dlq"
     async with AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False) as consumer:
         partitions = [TopicPartition(topic, p) for p in range(PARTITIONS)]
         consumer.assign(partitions)

@@ -166,3 +166,28 @@ async def test_a_redis_that_evicts_is_refused_with_what_to_do(project: Project, 
 
     assert await asyncio.to_thread(worker.wait) == 1
     assert "noeviction" in worker.log
+
+
+async def test_a_redis_that_is_told_to_evict_gets_nothing_more_until_it_is_not(
+    project: Project, redis: RedisServer, store: OnlineStore
+) -> None:
+    catalog, records = project.publish(), records_of(600, seed=19)
+    worker = project.worker()
+    await send(project.bootstrap, records[:300])
+    await until_done(store, records[:300], VIEWS)
+    redis.command("CONFIG SET maxmemory-policy allkeys-lru")
+    await until(lambda: said(project, "nothing is written"))
+    before = await folded(store, "shop_clicks@1")
+    await send(project.bootstrap, records[300:])
+    await until(lambda: said(project, "waiting for redis"))
+    beats_say = {beat.waiting_for for beat in (await store.beats("fold:shop_clicks@1")).values()}
+    held = await folded(store, "shop_clicks@1")
+    redis.command("CONFIG SET maxmemory-policy noeviction")
+    await until_done(store, records, VIEWS)
+
+    assert worker.alive()
+    assert beats_say <= {"", "redis"}
+    assert before.tolist() == held.tolist()
+    assert "the online store is safe again" in worker.log
+    for view in catalog.views.values():
+        assert await assert_oracle(store, view, records) > 10

@@ -1,15 +1,21 @@
 """What the board says of partitions, from heartbeats and fences in a real Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from featurestore.clock import SECOND, ManualClock
 from featurestore.monitor.freshness import FreshnessBoard, ViewFreshness, partition_of
-from featurestore.online.fences import Beat, Fence
+from featurestore.offline.lake import Lake, app_id
+from featurestore.offline.materialised import features_table
+from featurestore.online.fences import Beat, Fence, Rebuild
 from featurestore.online.store import OnlineStore
-from featurestore.types import STATUSES
+from featurestore.types import STATUSES, Status
 from tests.parts.redis import RedisServer
 from tests.unit.serving import flights
 
@@ -163,3 +169,86 @@ async def test_the_report_names_each_partition(board: FreshnessBoard, store: Onl
     report = board.report()[VIEW.id]
     assert {p: str(seen.status) for p, seen in report.items()} == {0: "ok", 1: "late_pipeline"}
     assert (report[1].behind_seconds, report[1].beat_age_seconds, report[1].end) == (31.0, 2.0, 7)
+
+
+def rebuild_mark(clock: ManualClock, generation: int = 5) -> Rebuild:
+    return Rebuild(
+        generation, lake_version=3, vector={0: 7}, offsets={0: 7}, buckets=4, done=[0], tallies={}, entities=9,
+        events=11, started_at=clock.now(), together=[VIEW.id], at=clock.now(), by="process 1 of ops",
+    )  # fmt: skip
+
+
+async def test_a_view_that_is_being_rebuilt_is_unavailable_and_says_by_whom(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 1: beat(clock)})
+    stored = await store.swap_rebuild(VIEW.id, rebuild_mark(clock), over=b"")
+    await board.refresh()
+
+    assert board.of(VIEW.id).unavailable
+    assert codes(board.of(VIEW.id), 0, 1, 9) == ["unavailable"] * 3
+    assert [str(seen.status) for seen in board.report()[VIEW.id].values()] == ["unavailable"] * 2
+    assert board.report()[VIEW.id][0].rebuilding == "process 1 of ops, since 2026-03-01T12:00:00Z"
+
+    await store.swap_rebuild(VIEW.id, None, over=stored or b"")
+    await board.refresh()
+    assert codes(board.of(VIEW.id), 0, 1) == ["ok", "ok"]
+
+
+async def test_a_view_that_is_being_rebuilt_without_a_worker_is_unavailable_all_the_same(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    await store.swap_rebuild(VIEW.id, rebuild_mark(clock), over=b"")
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0) == ["unavailable"]
+
+
+async def test_a_new_generation_is_stale_until_a_worker_goes_on_from_it(
+    board: FreshnessBoard, store: OnlineStore, clock: ManualClock
+) -> None:
+    """What the worker says of its own progress is of the values before."""
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 1: beat(clock)})
+    await store.put_fence(VIEW.id, 1, fence(clock, 4, generation=5))
+    await board.refresh()
+    assert codes(board.of(VIEW.id), 0, 1) == ["ok", "stale"]
+
+    await beats(store, {}, {1: msgspec.structs.replace(beat(clock), generation=5)})
+    await board.refresh()
+    assert codes(board.of(VIEW.id), 0, 1) == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(("known", "status"), [(4, "ok"), (5, "stale")])
+async def test_a_board_that_starts_after_a_loss_knows_from_the_lake_how_far_the_store_was(
+    store: OnlineStore, clock: ManualClock, tmp_path: Path, known: int, status: str
+) -> None:
+    lake = Lake(str(tmp_path))
+    rows = pa.table({"_partition": pa.array([1], pa.int32()), "_offset": pa.array([known], pa.int64())})
+    lake.append(features_table(VIEW), rows, {app_id(VIEW.id, 1): known})
+    await beats(store, {0: beat(clock)}, {0: beat(clock), 1: beat(clock)})
+    await store.put_fence(VIEW.id, 1, fence(clock, 4))
+    board = FreshnessBoard(store, clock, lake=lake)
+    board.watch([VIEW])
+    await board.refresh()
+    await board.recall()
+    await board.refresh()
+
+    assert codes(board.of(VIEW.id), 0, 1) == ["ok", status]
+
+
+async def test_a_board_asks_the_lake_by_itself_and_within_a_second(
+    store: OnlineStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path))
+    rows = pa.table({"_partition": pa.array([0], pa.int32()), "_offset": pa.array([9], pa.int64())})
+    lake.append(features_table(VIEW), rows, {app_id(VIEW.id, 0): 9})
+    await beats(store, {0: beat(clock)}, {0: beat(clock)})
+    board = FreshnessBoard(store, clock, lake=lake, poll_seconds=0.02)
+    board.watch([VIEW])
+    running = asyncio.create_task(board.run())
+    try:
+        async with asyncio.timeout(5):
+            while not [seen for seen in board.report()[VIEW.id].values() if seen.status is Status.STALE]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        running.cancel()

@@ -140,6 +140,17 @@ def test_files_after_the_instant_are_not_opened(lake: Lake) -> None:
         read_events(lake, source(), [], until=START + 41 * DAY)
 
 
+def test_a_flipped_bit_is_refused_by_the_name_of_its_file(lake: Lake) -> None:
+    store(lake, departures([START]))
+    store(lake, departures([START + 40 * DAY]), first=1)
+    [rotten] = Path(lake.url).rglob("_month=2024-02/*.parquet")
+    data = bytearray(rotten.read_bytes())
+    data[len(data) // 3] ^= 1
+    rotten.write_bytes(data)
+    with pytest.raises(Unavailable, match=rotten.name):
+        read_events(lake, source(), list(source().contract.names))
+
+
 def test_keys_keep_their_rows_only(lake: Lake) -> None:
     store(lake, departures([START + n for n in range(4)], origin=["JFK", "LGA", None, "JFK"], gate=[1, 1, 1, 2]))
     chosen = {"origin": pa.array(["JFK", "EWR"]), "gate": pa.array([2], pa.int64())}

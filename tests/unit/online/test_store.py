@@ -381,13 +381,44 @@ async def test_a_healthy_server_has_no_fault_and_is_safe(store: OnlineStore) -> 
     await store.require_safe()
 
 
+async def test_no_fence_vouches_for_values_that_were_lost_since_they_were_written(own_server: RedisServer) -> None:
+    """A failover between the values and their fence: the fence before is there, and is the one believed in."""
+    async with OnlineStore.connect(own_server.url) as store:
+        await store.write(VIEW, ["a"], [packed(0, 1)])
+        before = replace(FENCE, generation=0, offset=1)
+        assert await store.put_fence(VIEW, 0, before) is Put.STORED
+        written = await store.write(VIEW, ["a", "b"], [packed(0, 5)] * 2)
+        own_server.command(f"DEL {key_of('b')}")
+        after = replace(FENCE, generation=0, offset=5)
+
+        assert await store.put_fence(VIEW, 0, after, believed=before, witnesses=written.witnesses) is Put.LOST
+        assert {0: before} == await store.fences(VIEW)
+        written = await store.write(VIEW, ["a", "b"], [packed(0, 6)] * 2)
+        assert await store.put_fence(VIEW, 0, after, believed=before, witnesses=written.witnesses) is Put.STORED
+
+
+async def test_a_server_that_is_found_to_evict_is_written_to_again_once_it_does_not() -> None:
+    with RedisServer() as server:
+        async with OnlineStore.connect(server.url) as store:
+            await store.require_safe()
+            server.command("CONFIG SET maxmemory-policy volatile-lru")
+            with pytest.raises(StoreRefused):
+                await store.require_safe()
+            with pytest.raises(Unavailable, match="volatile-lru"):
+                await store.write(VIEW, ["a"], [packed(1, 1)])
+            server.command("CONFIG SET maxmemory-policy noeviction")
+            await store.require_safe()
+
+            assert (await store.write(VIEW, ["a"], [packed(1, 1)])).written == 1
+
+
 async def test_a_server_that_evicts_is_refused_and_its_evictions_are_a_fault() -> None:
     with RedisServer(options={"maxmemory-policy": "allkeys-lru", "maxmemory": "5mb"}) as server:
         async with OnlineStore.connect(server.url) as store:
-            with pytest.raises(StoreRefused, match="maxmemory-policy is allkeys-lru, expected noeviction"):
-                await store.require_safe()
             keys = [f"N{i}" for i in range(6000)]
             await store.write(VIEW, keys, [packed(1, 1, body=bytes(1000))] * len(keys))
+            with pytest.raises(StoreRefused, match="maxmemory-policy is allkeys-lru, expected noeviction"):
+                await store.require_safe()
             faults = {finding.check for finding in await store.check() if finding.level is Level.FAULT}
             assert {"maxmemory-policy", "evicted-keys"} == faults
 

@@ -8,6 +8,7 @@ import pytest
 
 from featurestore.clock import HOUR, MINUTE, SECOND, ManualClock, format_instant
 from featurestore.engine.packing import HEADER_WORDS
+from featurestore.online.fences import Rebuild
 from tests.unit.serving import flights
 from tests.unit.serving.api import Api
 
@@ -217,3 +218,17 @@ async def test_keys_of_any_text_are_found_again(filled: Api, clock: ManualClock,
 
     [row] = await filled.rows("leg_delay", {"origin": [key], "flight": [9]})
     assert row == {"values": [1, 1.0, 1, "UA"], "status": "ok"}
+
+
+async def test_no_stored_value_of_a_view_that_is_being_rebuilt_is_shown(filled: Api, clock: ManualClock) -> None:
+    mark = Rebuild(
+        generation=5, lake_version=3, vector={}, offsets={}, buckets=4, done=[0], tallies={}, entities=9, events=11,
+        started_at=clock.now(), together=[], at=clock.now(), by="process 1 of ops",
+    )  # fmt: skip
+    await filled.store.swap_rebuild(AIRPORT.id, mark, over=b"")
+    await filled.status_becomes({"origin": ["JFK"]}, "unavailable")
+
+    [row] = await filled.rows("flight_delay", {"origin": ["JFK"]})
+    assert row["values"] == [0, 0, None, 0.0, None, None, None, 0, None, None]
+    [row] = await filled.rows("leg_delay", {"origin": ["JFK"], "flight": [1]})
+    assert row == {"values": [1, 10.0, 0, None], "status": ["ok", "ok", "unavailable", "unavailable"]}

@@ -21,11 +21,15 @@ def test_reading_begins_where_the_stage_says_or_at_the_beginning(wanted: int | N
     assert check_range(wanted, 3, 9) == at
 
 
-@pytest.mark.parametrize(("wanted", "reason"), [(2, StopReason.GAP), (10, StopReason.REWOUND)])
+@pytest.mark.parametrize(("wanted", "reason"), [(0, StopReason.LOST), (2, StopReason.GAP), (10, StopReason.REWOUND)])
 def test_an_offset_that_is_not_there_stops_the_partition(wanted: int, reason: StopReason) -> None:
     with pytest.raises(PartitionStopped) as stopped:
         check_range(wanted, 3, 9)
     assert stopped.value.reason is reason
+
+
+def test_what_was_lost_is_read_again_where_the_topic_still_has_it() -> None:
+    assert check_range(0, 0, 9) == 0
 
 
 def test_the_first_missing_offset_is_found() -> None:

@@ -14,7 +14,7 @@ from featurestore.engine.read import ViewReader
 from featurestore.engine.state import ViewState
 from featurestore.online.fences import Fence
 from featurestore.online.keys import MAX_KEY_BYTES
-from streams.folding import Count, Delivery, Piece, ViewFold, retention_ms, totals
+from streams.folding import NOTHING, Count, Delivery, Piece, ViewFold, retention_ms, totals
 from streams.stopping import PartitionStopped, StopReason
 from tests.unit.streams.clicks import WindowsOnly, compiled
 
@@ -173,3 +173,19 @@ def test_values_with_a_lifetime_never_expire_and_windows_outlive_their_length() 
     assert retention_ms(VIEW) is None
     longest = 5 * MINUTE + 15_000_000
     assert retention_ms(compiled(WindowsOnly)) == (longest + DAY) // 1000
+
+
+def test_a_generation_takes_no_value_from_before_it_and_drops_what_it_began_with() -> None:
+    """An entity of older events has a value of the generation; of one that has none, all events are in the log."""
+    store = Store()
+    old = new_fold(store)
+    run(old, store, delivery([(0, 0, [(0, "a"), (1, "b"), (2, "b"), (3, "c")])]))
+    [base] = [value for key, value in store.values.items() if key == "a"]
+    store.values["a"] = base[:16] + np.array([7, NOTHING], "<i8").tobytes() + base[32:]
+    store.fence = Fence(7, NOTHING, {0: 0}, {}, event_time=0, broker_time=0, written_at=0)
+    fold = new_fold(store)
+    run(fold, store, delivery([(0, 0, [(0, "a"), (1, "b"), (2, "b"), (3, "c")]), (1, 0, [(4, "a")])]))
+
+    assert store.counts() == {"a": 2, "b": 2, "c": 1}
+    assert {key: _position(value) for key, value in store.values.items()} == dict.fromkeys("abc", (7, 1))
+    assert totals(store.fence.ledger).tolist() == [5, 4, 1, 0, 0, 0]

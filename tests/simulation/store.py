@@ -1,0 +1,221 @@
+"""A Redis in memory, for the real `OnlineStore`: its two scripts, hashes, and a journal that failures cut short."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import hiredis
+from redis import exceptions as redis_errors
+
+from featurestore.online.keys import Keyspace
+from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD
+from featurestore.online.store import OnlineStore
+from tests.simulation.world import Gone, Part, Violation, World
+
+PROJECT = "sim"
+_POSITION = struct.Struct("<3q")
+_UNDO = tuple[bytes, bytes | None, bytes | None]
+"""Key, field of a hash (None: a plain value), what was there before (None: nothing)."""
+
+
+class SimulatedRedis:
+    """Commands are atomic. `generation, offset` of values and fences may only grow, unless writes were lost."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.part = world, Part(world, "redis")
+        self.values: dict[bytes, bytes] = {}
+        self.hashes: dict[bytes, dict[bytes, bytes]] = {}
+        self._journal: list[_UNDO] = []
+        self._scripts: set[str] = set()
+
+    def client(self) -> OnlineStore:
+        return OnlineStore(_Client(self), Keyspace(PROJECT), "simulated")  # type: ignore[arg-type]
+
+    def lose(self, writes: int) -> None:
+        """A failover to a replica that is so many `writes` behind."""
+        kept = max(0, len(self._journal) - writes)
+        lost = self._journal[kept:]
+        del self._journal[kept:]
+        for name, field, before in reversed(lost):
+            target, key = (self.values, name) if field is None else (self.hashes[name], field)
+            if before is None:
+                del target[key]
+            else:
+                target[key] = before
+        self._scripts.clear()
+        self.world.counts["losses"] += bool(lost)
+        self.world.counts["writes lost"] += len(lost)
+        self.world.note(f"redis loses {len(lost)} writes")
+
+    def empty(self) -> None:
+        """A restart without persistence."""
+        self.lose(len(self._journal))
+        self.world.counts["emptied"] += not self._journal
+
+    def run(self, words: Sequence[bytes]) -> Any:
+        """The reply, or the error that stands in its place."""
+        command = getattr(self, f"_{words[0].decode().lower()}")
+        return command(*words[1:])
+
+    def at_once(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+        return [self.run(words) for words in commands]
+
+    def _script(self, action: bytes, body: bytes) -> bytes:
+        known = {script.body.encode(): script.sha for script in (SET_IF_NEWER, SWAP_FIELD)}
+        assert action == b"LOAD"
+        self._scripts.add(known[body])
+        return known[body].encode()
+
+    def _evalsha(self, sha: bytes, count: bytes, *words: bytes) -> Any:
+        if sha.decode() not in self._scripts:
+            return redis_errors.NoScriptError("NOSCRIPT No matching script")
+        keys, arguments = words[: int(count)], words[int(count) :]
+        return _SCRIPTS[sha.decode()](self, keys, arguments)
+
+    def _mget(self, *names: bytes) -> list[bytes | None]:
+        return [self.values.get(name) for name in names]
+
+    def _hget(self, name: bytes, field: bytes) -> bytes | None:
+        return self.hashes.get(name, {}).get(field)
+
+    def _hgetall(self, name: bytes) -> dict[bytes, bytes]:
+        return dict(self.hashes.get(name, {}))
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "redis_version": "7.0.0",
+            "run_id": f"run-{self.world.counts['losses']}",
+            "maxmemory": 0,
+            "maxmemory_policy": "noeviction",
+            "used_memory": 1,
+            "role": "master",
+        }
+
+    def set_if_newer(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        older, misrouted = 0, []
+        for i, (key, value) in enumerate(zip(keys, arguments[1:], strict=True), 1):
+            stored, new = self.values.get(key), _POSITION.unpack_from(value, 16)
+            old = _POSITION.unpack_from(stored, 16) if stored is not None else None
+            if old is not None and old[0] == new[0] and old[2] != new[2]:
+                misrouted.append(i)
+            elif old is not None and new[:2] <= old[:2]:
+                older += 1
+            else:
+                self._journal.append((key, None, stored))
+                self.values[key] = value
+        self.world.counts["older values refused"] += older
+        self.world.note(f"redis: {len(keys)} values, {older} older, up to {_POSITION.unpack_from(arguments[-1], 16)}")
+        return [older, misrouted, []]
+
+    def swap_field(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes | int | None:
+        (name, *witnesses), (field, expected, new, *positions) = keys, arguments
+        stored = self.hashes.setdefault(name, {}).get(field)
+        if (stored or b"") != expected:
+            return stored or b""
+        for number, (witness, position) in enumerate(zip(witnesses, positions, strict=True), 2):
+            if self.values.get(witness, b"")[16:40] != position:
+                self.world.counts["fences refused"] += 1
+                return number
+        if stored is not None and _position(new) < _position(stored):
+            raise Violation(f"{name.decode()}[{field.decode()}] went back from {stored!r} to {new!r}")
+        self._journal.append((name, field, stored))
+        self.hashes[name][field] = new
+        self.world.note(f"redis: {name.decode()}[{field.decode()}] = {_position(new)}")
+        return None
+
+
+_SCRIPTS = {SET_IF_NEWER.sha: SimulatedRedis.set_if_newer, SWAP_FIELD.sha: SimulatedRedis.swap_field}
+
+
+def _position(record: bytes) -> tuple[int, int]:
+    fields: dict[str, Any] = json.loads(record)
+    return int(fields.get("generation", 0)), int(fields["offset"])
+
+
+class _Connection:
+    """One of a pool: commands of one connection arrive in order, and none after one that did not."""
+
+    def __init__(self, redis: SimulatedRedis) -> None:
+        self._redis = redis
+        self._replies: list[Any] = []
+
+    async def send_packed_command(self, packed: bytes, *, check_health: bool) -> None:
+        assert not check_health
+        reader = hiredis.Reader()
+        reader.feed(packed)
+        commands = list(iter(reader.gets, False))
+        if commands[0] == [b"MULTI"]:
+            works: list[Callable[[], Any]] = [partial(str, "QUEUED")] * (len(commands) - 1)
+            works.append(partial(self._redis.at_once, commands[1:-1]))
+        else:
+            works = [partial(self._redis.run, words) for words in commands]
+        delay = self._redis.world.latency()
+        for work in works:
+            self._replies.append(self._redis.part.ask(work, delay))
+            delay += self._redis.world.rng.uniform(0, 0.01)
+
+    async def read_response(self) -> Any:
+        reply, came = await self._replies.pop(0)
+        if not came:
+            raise redis_errors.ConnectionError("connection lost")
+        if isinstance(reply, redis_errors.ResponseError):
+            raise reply
+        return reply
+
+
+class _Pool:
+    def __init__(self, redis: SimulatedRedis) -> None:
+        self._redis = redis
+
+    async def get_connection(self) -> _Connection:
+        return _Connection(self._redis)
+
+    async def release(self, _connection: _Connection) -> None:
+        """Connections are not used twice."""
+
+
+class _Client:
+    """As much of `redis.asyncio.Redis` as `OnlineStore` asks for."""
+
+    def __init__(self, redis: SimulatedRedis) -> None:
+        self._redis = redis
+        self.connection_pool = _Pool(redis)
+
+    async def script_load(self, body: str) -> Any:
+        return await self._ask(b"SCRIPT", b"LOAD", body.encode())
+
+    async def hget(self, name: bytes, field: str) -> Any:
+        return await self._ask(b"HGET", name, field.encode())
+
+    async def hgetall(self, name: bytes) -> Any:
+        return await self._ask(b"HGETALL", name)
+
+    async def info(self, _section: str = "") -> dict[str, Any]:
+        return dict(await self._ask(b"INFO"))
+
+    def pipeline(self, *, transaction: bool) -> _Beats:
+        assert transaction
+        return _Beats()
+
+    async def _ask(self, *words: bytes) -> Any:
+        try:
+            return await self._redis.part.done(lambda: self._redis.run(words))
+        except Gone as error:
+            raise redis_errors.ConnectionError(str(error)) from error
+
+
+class _Beats:
+    """Beats are for people; nothing here reads them."""
+
+    def hset(self, _name: bytes, *, mapping: Mapping[str, bytes]) -> None:
+        assert mapping
+
+    def pexpire(self, _name: bytes, _milliseconds: int) -> None:
+        """Nothing lives that long here."""
+
+    async def execute(self) -> None:
+        """Costs nothing."""
