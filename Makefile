@@ -17,7 +17,6 @@ BENCHES := stream serve export
 # `make bench`, `make bench stream` and `make bench BENCH=stream` are all understood.
 BENCH ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 ARGS ?=
-FAULTS := $(addprefix tests/e2e/test_,golden_law_streamed.py streams_effects.py streams_outages.py api_outage.py)
 DOCUMENTED := featurestore streams README.md docs tests/docs
 
 .PHONY: help
@@ -50,7 +49,7 @@ bench: .venv/package ## measurements beside peers and limits: `make bench`, or `
 
 .PHONY: chaos
 chaos: .venv/package ## kills, empties and takes away parts while data flows; nothing may be lost or counted twice
-	@$(PY) -m pytest $(FAULTS) $(ARGS)
+	@$(PY) -m tests.chaos $(ARGS)
 
 .PHONY: docs
 docs: .venv/package ## runs the examples of the documentation, and checks every name in it

@@ -64,20 +64,27 @@ class KafkaServer(ServerProcess):
     """One broker and controller. Topics must be made (`create_topic`), and no record is dropped for its age.
 
     `kill` and `restart` keep address and data. `heap` is Java's -Xmx; a benchmark passes `flags=()` for a JVM that
-    compiles fully; `options` are broker properties that win.
+    compiles fully; `options` are broker properties that win. `advertised` is the port of a proxy to `behind`: clients
+    that come through it are told to stay with it, while others use `bootstrap`.
     """
 
     name = "kafka"
     start_seconds = 60.0
 
     def __init__(
-        self, *, heap: str = "512m", flags: Sequence[str] = QUICK_START, options: dict[str, str] | None = None
+        self,
+        *,
+        heap: str = "512m",
+        flags: Sequence[str] = QUICK_START,
+        options: dict[str, str] | None = None,
+        advertised: int | None = None,
     ) -> None:
         self._classpath = f"{libraries()}/*"
         super().__init__()
         self.flags = (f"-Xmx{heap}", *flags)
         self.options = options or {}
-        self.port, self._controller = free_ports(2)
+        self.port, self._controller, self.behind = free_ports(3)
+        self.advertised = advertised
         self._admin: AdminClient | None = None
         self._properties = self.directory / "server.properties"
         self._format()
@@ -87,13 +94,18 @@ class KafkaServer(ServerProcess):
         return f"127.0.0.1:{self.port}"
 
     def properties(self) -> dict[str, str]:
+        listeners = {"PLAINTEXT": self.port, "CONTROLLER": self._controller}
+        told = {"PLAINTEXT": self.port}
+        if self.advertised is not None:
+            listeners["PROXIED"], told["PROXIED"] = self.behind, self.advertised
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items()),
+            "advertised.listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in told.items()),
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.directory / "data"),
             "num.partitions": "4",
@@ -143,9 +155,10 @@ class KafkaServer(ServerProcess):
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=config or {})
         self.admin.create_topics([topic])[name].result(timeout=30)
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        # A client that knew the old process may wait for it for longer than its callers do.
         self._admin = None
-        super().stop()
+        super().kill()
 
     def _format(self) -> None:
         self._properties.write_text("".join(f"{key}={value}\n" for key, value in self.properties().items()))
