@@ -142,8 +142,7 @@ class FreshnessBoard:
             new = {place for place in self._places() if place not in self._recalled}
             if new or loop.time() - last > RECALL_SECONDS:
                 last = loop.time()
-                self._recalled |= new
-                with suppress(FeatureStoreError):  # it is asked again in time, and whoever needs the lake says more
+                with suppress(FeatureStoreError):  # it is asked again at once, and whoever needs the lake says more
                     await self.recall()
             await asyncio.sleep(self._poll_seconds)
 
@@ -158,6 +157,7 @@ class FreshnessBoard:
             for name, offset in recorded.items():
                 place = (view.id, ids[name])
                 self._highest[place] = max(self._highest.get(place, (-1, -1)), (0, offset))
+            self._recalled |= {(view.id, p) for p in ids.values()}
 
     def _places(self) -> list[tuple[str, int]]:
         """View and partition of all that the store told of."""
