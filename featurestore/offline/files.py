@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import obstore
@@ -73,11 +75,16 @@ class TableFiles:
     def fragments(self, paths: Sequence[str]) -> Iterator[list[pads.ParquetFileFragment]]:
         """The files as parts of a dataset, some at a time; every page's checksum is checked when it is read.
 
+        OSError that names the file where a footer is not what was written.
+
         Files of an object store are fetched whole: Arrow would read through a Python object from threads of its own,
         and about one process in thirty that did so was aborted when it ended.
         """
         if isinstance(self.place, Path):
             local = pafs.LocalFileSystem()
+            for path in paths:
+                with (self.place / path).open("rb") as file:
+                    _require_footer(path, file)
             yield [READ.make_fragment(str(self.place / path), filesystem=local) for path in paths]
             return
         fetch = partial(_fetched, self.place)
@@ -99,7 +106,7 @@ class TableFiles:
         columns = [c for c in STATISTICS if c in rows.column_names]
         pq.write_table(rows, sink, write_statistics=columns, **PARQUET)
         data = sink.getvalue()
-        name = f"part-{uuid.uuid4().hex}.parquet"
+        name = f"part-{uuid.uuid4().hex}-{_digest(_footer(pa.BufferReader(data)))}.parquet"
         path = name if month is None else f"{MONTH}={month}/{name}"
         self._put(path, data)
         values = {} if month is None else {MONTH: month}
@@ -113,7 +120,36 @@ class TableFiles:
 
 
 def _fetched(store: ObjectStore, path: str) -> pads.ParquetFileFragment:
-    return READ.make_fragment(pa.py_buffer(bytes(obstore.get(store, path).bytes())))
+    data = pa.py_buffer(bytes(obstore.get(store, path).bytes()))
+    _require_footer(path, pa.BufferReader(data))
+    return READ.make_fragment(data)
+
+
+# Pages have checksums, footers have none: a flipped bit there can rename a column, which then reads as one that the
+# file is too old to have, or send Arrow round in circles. So a file's name ends with the digest of its footer.
+_NAME = re.compile(r"part-[0-9a-f]{32}-([0-9a-f]{16})\.parquet")
+_TAIL_BYTES = 8
+"""The footer's length and the magic word."""
+
+
+def _require_footer(path: str, file: BinaryIO | pa.NativeFile) -> None:
+    """OSError where the footer is not the one that the name tells of; names of earlier releases tell of none."""
+    told = _NAME.search(path)
+    if told is not None and _digest(_footer(file)) != told[1]:
+        raise OSError(f"the footer of {path} is not what was written")
+
+
+def _footer(file: BinaryIO | pa.NativeFile) -> bytes:
+    """The end of a Parquet file, from its metadata on; the whole file where it is damaged."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    length = int.from_bytes(file.read(4), "little") + _TAIL_BYTES
+    file.seek(max(0, size - length))
+    return bytes(file.read())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def write_durably(path: Path, data: Any) -> None:

@@ -71,9 +71,10 @@ def planted(bug: Bug) -> Iterator[Path]:
         yield copy
 
 
-def apply(bug: Bug, copy: Path) -> None:
-    """Raises ValueError where the patch does not fit."""
+def apply(bug: Bug, copy: Path, *, pretend: bool = False) -> None:
+    """Raises ValueError where the patch does not fit. `pretend` changes nothing."""
     command = ["patch", "--strip=1", "--fuzz=0", "--batch", "--no-backup-if-mismatch", "--reject-file=-"]
+    command += ["--dry-run"] * pretend
     done = subprocess.run([*command, f"--input={bug.patch}"], cwd=copy, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"{bug.patch.name} does not apply: make it anew\n{done.stdout}{done.stderr}")

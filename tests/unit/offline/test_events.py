@@ -151,6 +151,19 @@ def test_a_flipped_bit_is_refused_by_the_name_of_its_file(lake: Lake) -> None:
         read_events(lake, source(), list(source().contract.names))
 
 
+def test_no_flipped_bit_of_a_footer_renames_a_column(lake: Lake) -> None:
+    store(lake, departures([START]))
+    [rotten] = Path(lake.url).rglob("*.parquet")
+    sound = rotten.read_bytes()
+    length = int.from_bytes(sound[-8:-4], "little")
+    for place in range(len(sound) - 8 - length, len(sound), 7):
+        data = bytearray(sound)
+        data[place] ^= 1 << place % 8
+        rotten.write_bytes(data)
+        with pytest.raises(Unavailable, match=f"{rotten.name} is not what was written"):
+            read_events(lake, source(), list(source().contract.names))
+
+
 def test_keys_keep_their_rows_only(lake: Lake) -> None:
     store(lake, departures([START + n for n in range(4)], origin=["JFK", "LGA", None, "JFK"], gate=[1, 1, 1, 2]))
     chosen = {"origin": pa.array(["JFK", "EWR"]), "gate": pa.array([2], pa.int64())}

@@ -62,7 +62,7 @@ async def read_all(pump: Pump, stage: Seen, wanted: Mapping[int, int], rewound: 
     await pump.start()
     try:
         await pump.subscribe(["t"])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not stage.holes and any(len(stage.offsets[p]) < n for p, n in wanted.items()):
                 await asyncio.sleep(random.uniform(0.02, 0.1))
                 for p in rewound:
