@@ -28,7 +28,8 @@ from streams.stopping import PartitionStopped, StopReason
 Record: TypeAlias = Any
 """Of aiokafka, see `records`; not typed."""
 
-SESSION_MS = 10_000
+SESSION_MS = 6_000
+"""Until a group misses a silent member: the least that brokers allow by default."""
 RELEASE_SECONDS = 5.0
 POLL_MS = 20
 COMMIT_SECONDS = 5.0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
@@ -31,6 +33,8 @@ SOURCE = "clicks"
 PATIENCE_SECONDS = 90.0
 FRESHNESS_SECONDS = 3
 """What the views promise: lookups are `late_pipeline` beyond."""
+SENT_AFTER = 60
+"""Records that a recovery waits for beyond those that were sent before: some for each partition."""
 WATCHED = 12
 """Entities of each view whose values are sampled."""
 
@@ -181,6 +185,17 @@ class Run:
             self.workers[name] = self.project.worker(instance=instance, **self.settings, **settings)
             self.note("started", worker=name, pid=self.workers[name].pid)
 
+    async def verb(self, *words: str) -> asyncio.subprocess.Process:
+        """A command of `featurestore` on this run's parts, started; `communicate` returns when it has ended."""
+        settings = {"FS_KAFKA": self.project.bootstrap, "FS_REDIS": self.project.redis, "FS_LAKE": self.project.lake}
+        command = [sys.executable, "-m", "featurestore.cli", *words]
+        pipe = asyncio.subprocess.PIPE
+        environment = {**os.environ, **settings, **self.settings}
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+        self._last.callback(_end, process)
+        self.note("started", verb=words[0], pid=process.pid)
+        return process
+
     async def kill(self, name: str) -> None:
         """SIGKILL, and gone."""
         worker = self.workers.pop(name)
@@ -279,18 +294,42 @@ class Run:
         await self.until(begun, "the first events are folded")
 
     async def recovered(self) -> float:
-        """Returns when all that was sent before this call can be read; the seconds count as a recovery."""
-        goal = len(self.sent().events)
+        """Returns when all that was sent before this call, and a little after it, can be read; the seconds count as a
+        recovery. In each partition: one that nobody reads must not hide behind the others."""
+        began = time.monotonic()
+        await self._sent_more()
+        events = self.sent().events
+        goal = np.bincount(events.partition, minlength=PARTITIONS)
 
         async def there() -> bool:
-            return await self.folded() >= goal
+            return bool((await self._folded_by_partition() >= goal).all())
 
-        began = time.monotonic()
-        await self.until(there, f"all {goal} events sent so far can be read")
+        await self.until(there, f"all {goal.tolist()} events sent so far can be read")
         spent = time.monotonic() - began
         self.tally.recoveries.append(spent)
-        self.note("recovered", seconds=round(spent, 3), events=goal)
+        self.note("recovered", seconds=round(spent, 3), events=goal.tolist())
         return spent
+
+    async def _sent_more(self) -> None:
+        """Returns when something more was sent to each partition, or everything was."""
+        before, total = len(self.sent()), sum(map(len, self.loads))
+
+        async def more() -> bool:
+            return len(self.sent()) >= min(total, before + SENT_AFTER)
+
+        await self.until(more, "more is sent")
+
+    async def _folded_by_partition(self) -> np.ndarray:
+        """`int64[partitions]`: events of each source partition of which every view has the effect."""
+        views = []
+        for view in VIEWS:
+            found = np.zeros(PARTITIONS, np.int64)
+            for fence in (await self.store.fences(view)).values():
+                for partition, counts in fence.ledger.items():
+                    found[partition] += counts[Count.CONSUMED] - counts[Count.DUPLICATE]
+            views.append(found)
+        least: np.ndarray = np.min(views, axis=0)
+        return least
 
     async def said(self, name: str, text: str, seconds: float = 40) -> None:
         async def found() -> bool:
@@ -325,6 +364,11 @@ class Run:
         users = [f"u{n}" for n in range(WATCHED)]
         shops = [f"s{n}" for n in self.rng.sample(range(SHOPS), WATCHED)]
         return dict(zip(VIEWS, (users, shops), strict=True))
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
 
 
 def joined(loads: list[Load]) -> Load:

@@ -75,7 +75,7 @@ async def full(run: Run) -> None:
 
 
 async def evicting(run: Run) -> None:
-    """Refused at the start; set while workers run, the checks of `fs doctor` find it."""
+    """Refused at the start; set while workers run, they write nothing more, and `fs doctor` finds it."""
     run.redis.command("CONFIG SET maxmemory-policy allkeys-lru")
     run.start("refused")
     refused = run.workers.pop("refused")
@@ -89,6 +89,7 @@ async def evicting(run: Run) -> None:
     await run.pause(0.5, 1)
     faults = [finding.check for finding in await run.store.check() if finding.level is Level.FAULT]
     assert "maxmemory-policy" in faults, faults
+    await run.until(lambda: run.anybody_said("the online store is unsafe"), "the worker notices")
     run.redis.command("CONFIG SET maxmemory-policy noeviction")
     await run.recovered()
 
@@ -104,6 +105,36 @@ async def emptied(run: Run) -> None:
             await asyncio.to_thread(run.redis.flush)
             await run.sampler.look(run.store)
         await run.recovered()
+
+
+async def raced(run: Run) -> None:
+    """Odd seeds by older writes, even ones by a rebuild."""
+    await (raced_by_older_writes(run) if run.seed % 2 else raced_by_a_rebuild(run))
+
+
+async def raced_by_a_rebuild(run: Run) -> None:
+    """It is killed, then runs to its end, while events come; workers go on from what it leaves."""
+    run.start("a", "b")
+    run.feed(40_000, rate=1500)
+    await run.flowing()
+    await run.pause(2, 4)
+    if run.rng.random() < 0.5:
+        async with run.loss("FLUSHALL before a rebuild"):
+            await asyncio.to_thread(run.redis.flush)
+            await run.sampler.look(run.store)
+    cut_off = await run.verb("rebuild")
+    await run.pause(1, 3)
+    if cut_off.returncode is None:
+        run.note("killed", verb="rebuild", pid=cut_off.pid)
+        run.tally.kills += 1
+        cut_off.kill()
+    await cut_off.communicate()
+    await run.replace(run.rng.choice("ab"))
+    completed = await run.verb("rebuild")
+    _, said = await completed.communicate()
+    assert completed.returncode == 0, said.decode()
+    run.note("rebuilt")
+    await run.recovered()
 
 
 async def raced_by_older_writes(run: Run) -> None:

@@ -24,7 +24,7 @@ from tests.oracle.meaning import evaluate, magnitude
 ROWS = 40
 """Of the training set that is exported again and again."""
 FOOTER_BYTES = 4096
-"""Half of the flips are in the last bytes of a file: what is said there about the pages has no checksum of its own."""
+"""Half of the flips are in the last bytes of a file: for what stands there Parquet has no checksum."""
 
 
 async def bits_flipped(run: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.chaos.run import SOURCE, Run
 
-SESSION_SECONDS = 10
+SESSION_SECONDS = 6
 """After which the group goes on without a member that is silent."""
 
 
