@@ -13,11 +13,14 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from featurestore.config import load_settings
+from streams.scanning import scan
+from streams.topics import Topics
 
 MAX_READ = 10_000
 """Records of a topic that are shown; it is read from the beginning."""
@@ -31,18 +34,13 @@ async def send(bootstrap: str, topic: str) -> None:
 
 
 async def read(bootstrap: str, topic: str) -> None:
-    async with AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False) as consumer:
-        await consumer._client.set_topics([topic])
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        if not partitions:
-            return
-        ends = await consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        await consumer.seek_to_beginning(*partitions)
-        written = 0
-        while written < MAX_READ and any([await consumer.position(tp) < end for tp, end in ends.items()]):
-            for records in (await consumer.getmany(timeout_ms=1000)).values():
-                written += _write(records)
+    partitions = (await Topics(bootstrap).look([topic])).counts.get(topic, 0)
+    written = 0
+    async with scan(bootstrap, topic, partitions) as found, aclosing(found.batches()) as batches:
+        async for records in batches:
+            written += _write(records)
+            if written >= MAX_READ:
+                return
 
 
 def _write(records: Iterable[Any]) -> int:

@@ -177,7 +177,7 @@ class Rebuilder:
         return [name for name in names if name in self._views]
 
     def _require_abandoned(self, view: CompiledView, found: Rebuild | None) -> None:
-        if found is not None and self._clock.now() - found.at < self._lease:
+        if found is not None and not found.abandoned(self._clock.now(), self._lease):
             raise RebuildConflict(
                 f"{view.id} is being rebuilt by {found.by}, since {format_instant(found.started_at)}",
                 hint=f"wait for it; where that process has ended, run this again {self._lease / SECOND:g} s later",

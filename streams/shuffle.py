@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from featurestore.contracts.arrow import arrow_schema, build_column
@@ -137,9 +136,3 @@ def with_positions(columns: pa.RecordBatch, offsets: np.ndarray, appended: np.nd
     """The contract's columns with each row's source offset and broker timestamp (µs): what `encode` takes."""
     arrays = [*columns.columns, pa.array(offsets, pa.int64()), pa.array(appended, pa.int64())]
     return pa.RecordBatch.from_arrays(arrays, names=[*columns.schema.names, OFFSET, APPENDED])
-
-
-def distinct_keys(keys: pa.Array) -> list[str]:
-    """The keys that are not null, each once."""
-    found: list[str] = pc.unique(keys.drop_null()).to_pylist()
-    return found

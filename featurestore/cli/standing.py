@@ -12,7 +12,7 @@ from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.errors import FeatureStoreError
 from featurestore.monitor.freshness import FreshnessBoard, PartitionFreshness
 from featurestore.offline.lake import Lake
-from featurestore.online.fences import LEDGER, REBUILD_LEASE
+from featurestore.online.fences import LEDGER
 from featurestore.online.store import Beat, Fence, IntakeMark, OnlineStore, Rebuild
 from featurestore.registry.catalog import Catalog
 
@@ -124,7 +124,7 @@ class _Reader:
             "done": len(mark.done) / mark.buckets,
             "entities": mark.entities,
             "silent_seconds": round(max(0, self._now - mark.at) / SECOND, 3),
-            "abandoned": self._now - mark.at >= REBUILD_LEASE,
+            "abandoned": mark.abandoned(self._now),
         }
 
     def _fold(

@@ -34,20 +34,6 @@ def events_table(source: str) -> str:
     return f"events/{source}"
 
 
-def with_system_columns(
-    batch: pa.Table | pa.RecordBatch,
-    partition: int | np.ndarray,
-    offsets: np.ndarray,
-    event_time: str,
-    visible_time: int,
-) -> pa.Table:
-    """A decoded batch as `Lake.append` takes it: in order of event time, with the columns the store adds.
-
-    As `system_columns`, and sorted.
-    """
-    return in_time_order(system_columns(batch, partition, offsets, event_time, visible_time))
-
-
 def system_columns(
     batch: pa.Table | pa.RecordBatch,
     partition: int | np.ndarray,

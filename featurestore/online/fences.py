@@ -126,6 +126,9 @@ class Rebuild(msgspec.Struct, frozen=True):
     by: str
     """Names the process that works on it."""
 
+    def abandoned(self, now: int, lease: int = REBUILD_LEASE) -> bool:
+        return now - self.at >= lease
+
 
 class Put(StrEnum):
     """What became of a record that was to be put."""

@@ -12,7 +12,7 @@ import numpy as np
 from featurestore.clock import Clock
 from featurestore.engine.read import Reading, ViewReader
 from featurestore.errors import Corrupt, StoreRefused, Unavailable
-from featurestore.monitor.freshness import FreshnessBoard
+from featurestore.monitor.freshness import FreshnessBoard, ViewFreshness
 from featurestore.online.keys import MAX_KEY_BYTES, encode_keys
 from featurestore.online.store import OnlineStore
 from featurestore.serving.answers import Answer, Block, overlaid, placeholder
@@ -203,10 +203,11 @@ class LookupEngine:
         now: int,
     ) -> np.ndarray:
         """Writes the view's columns into the block; returns the rows that only the lake can answer."""
-        if self._board.of(part.view.id).unavailable:
+        fresh = self._board.of(part.view.id)
+        if fresh.unavailable:
             values = [None] * len(values)
         reading, corrupt = _read(part.reader, values, at, now)
-        overlay = self._overlay(part, keys, reading, corrupt)
+        overlay = _overlay(fresh, keys, reading, corrupt)
         for column, feature in part.picks:
             read = reading.columns[feature]
             block.columns[column] = read.to_list()
@@ -219,15 +220,13 @@ class LookupEngine:
         missing &= _present(keys)
         return missing
 
-    def _overlay(
-        self, part: ViewPart, keys: list[str | None], reading: Reading, corrupt: list[int]
-    ) -> np.ndarray | None:
-        fresh = self._board.of(part.view.id)
-        if fresh.uniform == _OK and not corrupt:
-            return None
-        overlay = np.where(_present(keys), fresh.of(keys, reading.partition, reading.found), np.uint8(_OK))
-        overlay[corrupt] = _UNAVAILABLE
-        return overlay
+
+def _overlay(fresh: ViewFreshness, keys: list[str | None], reading: Reading, corrupt: list[int]) -> np.ndarray | None:
+    if fresh.uniform == _OK and not corrupt:
+        return None
+    overlay = np.where(_present(keys), fresh.of(keys, reading.partition, reading.found), np.uint8(_OK))
+    overlay[corrupt] = _UNAVAILABLE
+    return overlay
 
 
 def _check_lengths(keys: list[list[str | None]]) -> None:

@@ -22,7 +22,7 @@ from featurestore.cli.demo.flights import events, load_flights
 from featurestore.clock import DAY, HOUR, SystemClock
 from featurestore.contracts.contract import load_contract
 from featurestore.definitions.compile import check
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.export import export
 from featurestore.offline.lake import Lake
 from featurestore.registry.catalog import Catalog
@@ -66,7 +66,7 @@ class Bench:
         now = SystemClock().now()
         contracts = {"flights.departures/v1": load_contract(SCHEMAS, "flights.departures/v1")}
         flights = events(contracts["flights.departures/v1"], load_flights())
-        ordered = with_system_columns(flights, 0, np.arange(flights.num_rows), "departed_at", now)
+        ordered = in_time_order(system_columns(flights, 0, np.arange(flights.num_rows), "departed_at", now))
         self.lake.append(events_table("departures"), ordered, {"departures/0": flights.num_rows - 1})
         self.events = directory / "events.parquet"
         pq.write_table(ordered.select(["carrier", "distance", "event_time", "_offset"]), self.events)

@@ -19,7 +19,7 @@ from featurestore.contracts.contract import parse_contract
 from featurestore.definitions.compile import compile_view
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.read import ViewReader
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.lake import Lake, app_id
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
@@ -80,7 +80,7 @@ def fill(lake: Lake, events: int, entities: int) -> None:
                 "amount": pa.array(rng.random(n.size)),
             }
         )
-        stored = with_system_columns(rows, user % PARTITIONS, n, SOURCE.event_time, SystemClock().now())
+        stored = in_time_order(system_columns(rows, user % PARTITIONS, n, SOURCE.event_time, SystemClock().now()))
         marks = {app_id(SOURCE.name, p): int(n[-1]) for p in range(PARTITIONS)}
         lake.append(events_table(SOURCE.name), stored, marks)
 

@@ -7,7 +7,8 @@ import pytest
 
 from featurestore.online.store import OnlineStore
 from streams.embedded import EmbeddedBroker
-from tests.e2e.streaming import Project
+from tests.e2e.streaming import PARTITIONS, TOPIC, Project
+from tests.parts.kafka import KafkaServer
 from tests.parts.redis import RedisServer
 
 
@@ -20,8 +21,20 @@ def redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def broker(embedded_broker: EmbeddedBroker) -> str:
-    """Its address. A module that means the real one too has a fixture of this name."""
+    """Its address. A module that means the real one too has a fixture of this name, which is `either_broker`."""
     return embedded_broker.bootstrap
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def either_broker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of one with the topic of `streaming`: embedded, then real."""
+    if request.param == "embedded":
+        with EmbeddedBroker() as embedded:
+            yield embedded.bootstrap
+        return
+    with KafkaServer() as kafka:
+        kafka.create_topic(TOPIC, partitions=PARTITIONS)
+        yield kafka.bootstrap
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.clock import HOUR, MINUTE, ManualClock, format_instant
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.lake import Lake
 from featurestore.offline.marks import app_id
 from featurestore.online.fences import Fence
@@ -49,7 +49,9 @@ async def api(redis_url: str, tmp_path: Path, clock: ManualClock, events: pa.Tab
 def append(lake: Path, events: pa.Table, rows: int) -> None:
     """The first `rows` events, as intake would."""
     part = events.slice(0, rows)
-    table = with_system_columns(part.drop_columns(["_partition", "_offset"]), 0, np.arange(rows), "departed_at", 0)
+    table = in_time_order(
+        system_columns(part.drop_columns(["_partition", "_offset"]), 0, np.arange(rows), "departed_at", 0)
+    )
     Lake(str(lake)).append(events_table("departures"), table, {app_id("departures", 0): rows - 1})
 
 

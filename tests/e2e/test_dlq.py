@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from aiokafka import AIOKafkaProducer
 from featurestore.clock import SECOND, SystemClock, format_instant
 from featurestore.offline.lake import Lake
 from featurestore.online.store import OnlineStore
-from streams.embedded import EmbeddedBroker
 from streams.folding import Count
 from streams.scanning import scan
 from tests.e2e.streaming import (
@@ -32,21 +30,14 @@ from tests.e2e.streaming import (
     until_done,
 )
 from tests.e2e.test_cli_dev import fs
-from tests.parts.kafka import KafkaServer
 
 AHEAD = 12 * SECOND
 IMPATIENT = DEFINITIONS.replace('key=["user"])', 'key=["user"], max_future_skew="1s")')
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def broker(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "embedded":
-        with EmbeddedBroker() as embedded:
-            yield embedded.bootstrap
-        return
-    with KafkaServer() as kafka:
-        kafka.create_topic(TOPIC, partitions=PARTITIONS)
-        yield kafka.bootstrap
+@pytest.fixture
+def broker(either_broker: str) -> str:
+    return either_broker
 
 
 class Dlq:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from featurestore.online.embedded import start_attached
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
 from featurestore.types import STATUS_CODES, Status
-from streams.embedded import EmbeddedBroker
 from streams.folding import Count
 from tests.e2e.streaming import (
     MORE_DEFINITIONS,
@@ -44,15 +42,9 @@ from tests.parts.redis import RedisServer
 from tests.unit.streams.states import assert_same_state
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def broker(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "embedded":
-        with EmbeddedBroker() as embedded:
-            yield embedded.bootstrap
-        return
-    with KafkaServer() as kafka:
-        kafka.create_topic(TOPIC, partitions=PARTITIONS)
-        yield kafka.bootstrap
+@pytest.fixture
+def broker(either_broker: str) -> str:
+    return either_broker
 
 
 def start(project: Project, *words: str) -> "subprocess.Popen[bytes]":

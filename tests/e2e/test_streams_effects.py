@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 
 import polars as pl
 import pytest
@@ -11,12 +10,10 @@ from featurestore.engine.read import ViewReader
 from featurestore.offline.lake import Lake
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
-from streams.embedded import EmbeddedBroker
 from streams.folding import Count
 from tests.e2e.streaming import (
     MORE_DEFINITIONS,
     ORACLE,
-    PARTITIONS,
     TOPIC,
     VIEWS,
     Project,
@@ -29,18 +26,11 @@ from tests.e2e.streaming import (
     until,
     until_done,
 )
-from tests.parts.kafka import KafkaServer
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def broker(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "embedded":
-        with EmbeddedBroker() as embedded:
-            yield embedded.bootstrap
-        return
-    with KafkaServer() as kafka:
-        kafka.create_topic(TOPIC, partitions=PARTITIONS)
-        yield kafka.bootstrap
+@pytest.fixture
+def broker(either_broker: str) -> str:
+    return either_broker
 
 
 async def assert_everything(project: Project, store: OnlineStore, catalog: Catalog, records: list[Sent]) -> None:

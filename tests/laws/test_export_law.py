@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.engine.columns import ARROW_TYPES
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.export import build
 from featurestore.offline.lake import Lake, app_id
 from featurestore.offline.point import lookup_at
@@ -31,7 +31,7 @@ def fill(lake: Lake, schedule: Schedule) -> None:
         partitions = np.array([event["partition"] for event in batch])
         offsets = np.array([event["offset"] for event in batch])
         table = table_of(list(batch), COLUMNS).drop_columns(["_partition", "_offset"])
-        rows = with_system_columns(table, partitions, offsets, "event_time", visible_time=0)
+        rows = in_time_order(system_columns(table, partitions, offsets, "event_time", visible_time=0))
         marks = {app_id("events", int(p)): int(offsets[partitions == p].max()) for p in np.unique(partitions)}
         lake.append(events_table("events"), once(rows), marks)
 

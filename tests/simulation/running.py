@@ -145,12 +145,17 @@ class Run:
         self.loop.after_steps(self.rng.randrange(60), reached.set)
         await reached.wait()
 
-    async def _kill(self) -> None:
+    async def _interrupted(self) -> SimulatedWorker | None:
+        """A worker between any two of its steps; None where none is awake."""
         worker = self._some_worker()
         if worker is None:
-            return
+            return None
         await self._step()
-        if worker not in self.workers or worker.frozen:
+        return worker if worker in self.workers and not worker.frozen else None
+
+    async def _kill(self) -> None:
+        worker = await self._interrupted()
+        if worker is None:
             return
         self.world.note(f"kill {worker.name}")
         self._require_alive()
@@ -160,11 +165,8 @@ class Run:
         self._start(worker.instance)
 
     async def _freeze(self) -> None:
-        worker = self._some_worker()
+        worker = await self._interrupted()
         if worker is None:
-            return
-        await self._step()
-        if worker not in self.workers or worker.frozen:
             return
         self.world.note(f"freeze {worker.name}")
         worker.freeze()

@@ -8,7 +8,7 @@ import pyarrow as pa
 from featurestore import Entity, FeatureService, Source, agg, col, feature, feature_view
 from featurestore.clock import HOUR, MINUTE
 from featurestore.definitions.compile import check
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.lake import Lake, app_id
 from featurestore.registry.catalog import Catalog
 from tests.unit.offline.tables import CONTRACT, START, source
@@ -82,7 +82,7 @@ def stored(lake: Lake, events: list[dict[str, Any]] | None = None, first: int = 
     """The lake, with these events appended at offsets from `first` on."""
     given = EVENTS if events is None else events
     offsets = np.arange(first, first + len(given))
-    rows = with_system_columns(table_of(given), 0, offsets, "departed_at", visible_time=START)
+    rows = in_time_order(system_columns(table_of(given), 0, offsets, "departed_at", visible_time=START))
     lake.append(events_table("departures"), rows, {app_id("departures", 0): first + len(given) - 1})
     return lake
 

@@ -8,7 +8,7 @@ import pytest
 
 from featurestore.clock import MAX_INSTANT, MIN_INSTANT, SECOND
 from featurestore.errors import AtOutOfRange, Unavailable
-from featurestore.offline.events import count_events, events_table, months, read_events, with_system_columns
+from featurestore.offline.events import count_events, events_table, in_time_order, months, read_events, system_columns
 from featurestore.offline.lake import Lake, app_id
 from tests.unit.offline.tables import DAY, EVOLVED, START, source
 
@@ -34,7 +34,7 @@ def departures(times: list[int], **columns: list[object]) -> pa.Table:
 
 def store(lake: Lake, batch: pa.Table, first: int = 0, partition: int = 0) -> None:
     offsets = np.arange(first, first + batch.num_rows)
-    rows = with_system_columns(batch, partition, offsets, "departed_at", visible_time=START + 400 * DAY)
+    rows = in_time_order(system_columns(batch, partition, offsets, "departed_at", visible_time=START + 400 * DAY))
     lake.append(TABLE, rows, {app_id("departures", partition): first + batch.num_rows - 1})
 
 
@@ -44,7 +44,9 @@ def offsets_of(table: pa.Table) -> list[int]:
 
 def test_rows_are_put_in_order_of_time_and_know_their_month() -> None:
     batch = departures([START + 40 * DAY, START, START + 40 * DAY, START + DAY])
-    rows = with_system_columns(batch, np.array([1, 0, 0, 0]), np.array([7, 3, 4, 5]), "departed_at", visible_time=9)
+    rows = in_time_order(
+        system_columns(batch, np.array([1, 0, 0, 0]), np.array([7, 3, 4, 5]), "departed_at", visible_time=9)
+    )
     assert rows["_month"].to_pylist() == ["2024-01", "2024-01", "2024-02", "2024-02"]
     assert rows["_partition"].to_pylist() == [0, 0, 0, 1]
     assert rows["_offset"].to_pylist() == [3, 5, 4, 7]
@@ -54,13 +56,13 @@ def test_rows_are_put_in_order_of_time_and_know_their_month() -> None:
 
 def test_a_contract_whose_time_is_called_event_time_keeps_one_column() -> None:
     batch = pa.table({"event_time": pa.array([START], pa.timestamp("us", "UTC")), "x": [1]})
-    rows = with_system_columns(batch, 0, np.array([0]), "event_time", visible_time=0)
+    rows = in_time_order(system_columns(batch, 0, np.array([0]), "event_time", visible_time=0))
     assert rows.column_names.count("event_time") == 1
     assert rows["x"].to_pylist() == [1]
 
 
 def test_a_batch_without_rows_has_the_columns() -> None:
-    rows = with_system_columns(departures([]), 0, np.empty(0, np.int64), "departed_at", visible_time=0)
+    rows = in_time_order(system_columns(departures([]), 0, np.empty(0, np.int64), "departed_at", visible_time=0))
     assert rows.num_rows == 0
     assert {"_partition", "_offset", "event_time", "visible_time", "_month", "origin"} <= set(rows.column_names)
 

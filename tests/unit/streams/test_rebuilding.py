@@ -17,7 +17,7 @@ from featurestore.engine.columns import event_batch
 from featurestore.engine.packing import GENERATION, OFFSET, PARTITION, headers
 from featurestore.engine.state import ViewState
 from featurestore.errors import LogTooShort, NotFound, RebuildConflict
-from featurestore.offline.events import events_table, with_system_columns
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.lake import app_id
 from featurestore.online.fences import REBUILD_LEASE, IntakeMark, Put, Rebuild
 from featurestore.online.keys import MAX_KEY_BYTES
@@ -106,8 +106,8 @@ def store_in_lake(parts: Parts, table: pa.Table) -> dict[int, int]:
         partition, offset = piece["_partition"].to_numpy(), piece["_offset"].to_numpy()
         for p in np.unique(partition).tolist():
             marks[p] = int(offset[partition == p].max())
-        rows = with_system_columns(
-            piece.select(SOURCE.contract.names), partition, offset, SOURCE.event_time, NOW + start
+        rows = in_time_order(
+            system_columns(piece.select(SOURCE.contract.names), partition, offset, SOURCE.event_time, NOW + start)
         )
         parts.lake.append(events_table(SOURCE.name), rows, {app_id(SOURCE.name, p): o for p, o in marks.items()})
     return marks
@@ -384,7 +384,7 @@ async def test_entities_that_had_left_the_store_by_themselves_do_not_come_back(r
         partition, offset = rows["_partition"].to_numpy(), rows["_offset"].to_numpy()
         marks |= {app_id(SOURCE.name, p): int(offset[partition == p].max()) for p in np.unique(partition).tolist()}
         columns = rows.select(SOURCE.contract.names)
-        stored = with_system_columns(columns, partition, offset, SOURCE.event_time, came)
+        stored = in_time_order(system_columns(columns, partition, offset, SOURCE.event_time, came))
         ready.lake.append(events_table(SOURCE.name), stored, marks)
     await rebuilder(ready).run()
 
