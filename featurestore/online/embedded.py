@@ -18,6 +18,9 @@ from typing import Any, Self
 from featurestore.errors import ConfigError, Unavailable
 
 _START_SECONDS = 10.0
+_LONGEST_SOCKET = 103
+"""Bytes in the path of a Unix socket, on the system that allows the fewest."""
+_BELOW_PLACE = len("/fs-redis-12345678/redis.sock")
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec a child must not import or allocate more than it has to.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -69,8 +72,7 @@ class EmbeddedRedis:
 
     def __init__(self) -> None:
         binary = find_redis_server()
-        # Not under the project: the path of a Unix socket has room for about 100 bytes.
-        self._directory = Path(tempfile.mkdtemp(prefix="fs-redis-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="fs-redis-", dir=_place()))
         self._socket = self._directory / "redis.sock"
         self.url = f"unix://{self._socket}?db=0"
         self._log = self._directory / "redis.log"
@@ -111,6 +113,12 @@ class EmbeddedRedis:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+
+def _place() -> str:
+    """Where the socket's directory goes: not under the project, and not where TMPDIR is too long for its path."""
+    place = tempfile.gettempdir()
+    return place if len(os.fsencode(place)) + _BELOW_PLACE <= _LONGEST_SOCKET else "/tmp"  # noqa: S108 — of mode 700
 
 
 def _answers(path: Path) -> bool:

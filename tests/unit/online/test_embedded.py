@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def test_stop_ends_it_and_removes_its_files() -> None:
 
     assert _gone(server.pid)
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("length", [60, 75, 90, 200])
+def test_it_starts_wherever_temporary_files_go(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(f"{tmp_path}/{'d' * max(1, length - len(str(tmp_path)))}")
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        assert client.ping()
+    assert [] == list(place.iterdir())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent-death signal")
