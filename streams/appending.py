@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -19,6 +19,14 @@ from streams.patience import Patience
 
 Token = TypeVar("Token")
 
+
+class _Sized(Protocol):
+    @property
+    def num_rows(self) -> int: ...
+
+
+Rows = TypeVar("Rows", bound=_Sized)
+
 _log = get_logger(__name__)
 
 LIMIT_ROWS = 400_000
@@ -26,16 +34,18 @@ LIMIT_ROWS = 400_000
 
 
 @dataclass(slots=True)
-class _Buffer(Generic[Token]):
+class _Buffer(Generic[Token, Rows]):
     token: Token
     last: int
-    rows: list[pa.Table] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
 
 
-class Appender(Generic[Token]):
+class Appender(Generic[Token, Rows]):
     """Appends to one table, at most every `interval` seconds (or half of the limit), all partitions in one transaction.
 
-    `on_durable(partition, token)` is told, after the append, the token that came with the last rows of a partition.
+    `build` makes a table (`_partition`, `_offset`, `event_time`, …) of all that was put since the last append; it runs
+    in the thread of the append, not in the way of a lane. `on_durable(partition, token)` is told, after the append, the
+    token that came with the last rows of a partition.
     """
 
     def __init__(
@@ -44,18 +54,18 @@ class Appender(Generic[Token]):
         table: str,
         stream: str,
         patience: Patience,
+        build: Callable[[Sequence[Rows]], pa.Table],
         on_durable: Callable[[int, Token], Awaitable[None]],
         *,
         interval: float,
-        limit_rows: int = LIMIT_ROWS,
         collect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`stream` names, with a partition, whose offsets the appends record. `collect` is called before each of them
         to `put` what is due."""
         self._lake, self._table, self._stream, self._patience = lake, table, stream, patience
-        self._on_durable, self._collect = on_durable, collect
-        self._interval, self._limit = interval, limit_rows
-        self._buffers: dict[int, _Buffer[Token]] = {}
+        self._build, self._on_durable, self._collect = build, on_durable, collect
+        self._interval = interval
+        self._buffers: dict[int, _Buffer[Token, Rows]] = {}
         self._held = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -69,8 +79,8 @@ class Appender(Generic[Token]):
         found = await asyncio.to_thread(self._lake.recorded, self._table, list(ids.values()))
         return {p: found.get(name, -1) for p, name in ids.items()}
 
-    async def add(self, partition: int, rows: pa.Table, last: int, token: Token) -> None:
-        """Takes rows (`_partition`, `_offset`, `event_time`, …) up to offset `last`; waits while too many are held."""
+    async def add(self, partition: int, rows: Rows, last: int, token: Token) -> None:
+        """Takes rows up to offset `last`; waits while too many are held."""
         await self._room.wait()
         self.check()
         self.put(partition, rows, last, token)
@@ -80,15 +90,15 @@ class Appender(Generic[Token]):
         if self._failure is not None:
             raise self._failure
 
-    def put(self, partition: int, rows: pa.Table, last: int, token: Token) -> None:
+    def put(self, partition: int, rows: Rows, last: int, token: Token) -> None:
         """As `add`, whether there is room or not."""
         buffer = self._buffers.setdefault(partition, _Buffer(token, last))
         buffer.last, buffer.token = last, token
         buffer.rows.append(rows)
         self._held += rows.num_rows
-        if self._held >= self._limit:
+        if self._held >= LIMIT_ROWS:
             self._room.clear()
-        if self._held >= self._limit // 2:
+        if self._held >= LIMIT_ROWS // 2:
             self._wake.set()
 
     def forget(self, partitions: Collection[int]) -> None:
@@ -131,7 +141,7 @@ class Appender(Generic[Token]):
             finally:
                 self._recount()
 
-    def _put_back(self, taken: dict[int, _Buffer[Token]]) -> None:
+    def _put_back(self, taken: dict[int, _Buffer[Token, Rows]]) -> None:
         for partition, buffer in taken.items():
             later = self._buffers.get(partition, buffer)
             rows = buffer.rows if later is buffer else buffer.rows + later.rows
@@ -139,12 +149,12 @@ class Appender(Generic[Token]):
 
     def _recount(self) -> None:
         self._held = sum(rows.num_rows for buffer in self._buffers.values() for rows in buffer.rows)
-        if self._held < self._limit:
+        if self._held < LIMIT_ROWS:
             self._room.set()
 
-    def _append(self, taken: dict[int, _Buffer[Token]]) -> None:
+    def _append(self, taken: dict[int, _Buffer[Token, Rows]]) -> None:
         marks = {app_id(self._stream, p): buffer.last for p, buffer in taken.items()}
-        rows = pa.concat_tables([rows for buffer in taken.values() for rows in buffer.rows])
+        rows = self._build([rows for buffer in taken.values() for rows in buffer.rows])
         started = time.perf_counter()
         self._lake.append(self._table, in_time_order(rows), marks)
         LAKE_APPEND.labels(self._table).observe(time.perf_counter() - started)

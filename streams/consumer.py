@@ -17,12 +17,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from featurestore.errors import Unavailable
 from featurestore.telemetry import get_logger
 from streams.lane import Lane, end
+from streams.listening import Listener
 from streams.stopping import PartitionStopped, StopReason
 
 Record: TypeAlias = Any
@@ -96,7 +97,7 @@ def kafka_consumer(config: PumpConfig) -> Any:
     )
 
 
-class Pump(ConsumerRebalanceListener):
+class Pump:
     """Feeds a stage from a consumer group. `start`, then `subscribe`; `stop` drains."""
 
     def __init__(
@@ -121,6 +122,7 @@ class Pump(ConsumerRebalanceListener):
         self._room = asyncio.Event()
         self._topics: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
+        self._listener = self._listen()
 
     @property
     def assignment(self) -> frozenset[TopicPartition]:
@@ -166,6 +168,7 @@ class Pump(ConsumerRebalanceListener):
         await end(*self._tasks, *self._retries)
         if self._consumer is None:
             return
+        self._listener.heard = False
         await self._release(self._assigned)
         await self._leave()
 
@@ -177,7 +180,7 @@ class Pump(ConsumerRebalanceListener):
             return False
         await self._started.wait()
         self._topics = wanted
-        self._consumer.subscribe(sorted(wanted), listener=self)
+        self._consumer.subscribe(sorted(wanted), listener=self._listener)
         return True
 
     async def reopen(self) -> None:
@@ -194,16 +197,17 @@ class Pump(ConsumerRebalanceListener):
             await self._stage.close([partition])
             self._begin_opening()
 
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        async with self._lock:
-            await self._release(set(revoked) | set(self._lanes))
+    def _listen(self) -> Listener:
+        return Listener(self._lock, self._revoke, self._assign)
 
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        async with self._lock:
-            self._assigned = set(assigned)
-            self._stopped = {}
-            if assigned:
-                self._begin_opening()
+    async def _revoke(self, revoked: Collection[TopicPartition]) -> None:
+        await self._release(set(revoked) | set(self._lanes))
+
+    async def _assign(self, assigned: Collection[TopicPartition]) -> None:
+        self._assigned = set(assigned)
+        self._stopped = {}
+        if assigned:
+            self._begin_opening()
 
     async def _release(self, partitions: Collection[TopicPartition]) -> None:
         self._assigned -= set(partitions)
@@ -316,10 +320,12 @@ class Pump(ConsumerRebalanceListener):
         _log.warning("the consumer failed; joining again", group=self._config.group, reason=reason)
         await asyncio.sleep(0.5)
         async with self._lock:
+            self._listener.heard = False
             await self._release(self._assigned | set(self._lanes))
         await self._leave()
         self._consumer = await self._connect()
-        self._consumer.subscribe(sorted(self._topics), listener=self)
+        self._listener = self._listen()
+        self._consumer.subscribe(sorted(self._topics), listener=self._listener)
 
     async def _leave(self) -> None:
         with contextlib.suppress(KafkaError, TimeoutError, asyncio.CancelledError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from featurestore.clock import DAY
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import SEQ_BITS, EventBatch
-from featurestore.engine.packing import GENERATION, HEADER_WORDS, headers
+from featurestore.engine.packing import GENERATION, HEADER_WORDS, OFFSET, headers
 from featurestore.engine.state import Folded, Outcome, ViewState
 from featurestore.online.fences import Fence
 from featurestore.online.keys import MAX_KEY_BYTES
@@ -196,6 +197,14 @@ class ViewFold:
             values = [None if older else v for v, older in zip(values, self._older(values), strict=True)]
         strangers = self.state.load(keys, values, self.partition)
         return replace(accepted, refused={**accepted.refused, **dict.fromkeys(strangers, MISROUTED)})
+
+    def unfenced(self, keys: Sequence[str], values: Sequence[bytes | None]) -> dict[str, bytes]:
+        """Which of the values that were read hold more than the fence says."""
+        present = [(k, v) for k, v in zip(keys, values, strict=True) if v is not None and len(v) >= HEADER_WORDS * 8]
+        found = headers([value for _, value in present])
+        # A higher generation is its rebuild's to vouch for.
+        ahead = (found[:, GENERATION] == self.fence.generation) & (found[:, OFFSET] > self.fence.offset)
+        return dict(compress(present, ahead.tolist()))
 
     def _older(self, values: Sequence[bytes | None]) -> list[bool]:
         """Which values are of a generation before the fence's."""

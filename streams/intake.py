@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -59,6 +60,21 @@ class _Partition:
         return min([self.durable.offset, *shuffled, *(view.fold.fence.offset for view in self.views)]) + 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrived:
+    """Events of one batch, on their way to the lake."""
+
+    events: pa.RecordBatch
+    partition: int
+    offsets: np.ndarray
+    visible_time: int
+    """µs, when this worker took them."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.offsets)
+
+
 class IntakeStage:
     """Implements `consumer.Stage` for source topics."""
 
@@ -67,7 +83,7 @@ class IntakeStage:
         self._work: Work = NO_WORK
         self._counts: Mapping[str, int] = {}
         self._open: dict[TopicPartition, _Partition] = {}
-        self._appenders: dict[str, Appender[IntakeMark]] = {}
+        self._appenders: dict[str, Appender[IntakeMark, Arrived]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -159,13 +175,9 @@ class IntakeStage:
             *self._fold_in_place(part, batch),
         )
         part.mark = _advanced(part, batch, fresh)
-        rows = _lake_rows(
-            part.source,
-            batch,
-            self._parts.clock.now(),
-            int(np.searchsorted(batch.offsets, part.durable.offset, "right")),
-        )
-        await self._appender(part.source).add(batch.partition, rows, part.mark.offset, part.mark)
+        start = int(np.searchsorted(batch.offsets, part.durable.offset, "right"))
+        arrived = Arrived(batch.events.slice(start), batch.partition, batch.offsets[start:], self._parts.clock.now())
+        await self._appender(part.source).add(batch.partition, arrived, part.mark.offset, part.mark)
 
     def _shuffle(self, part: _Partition, batch: Batch) -> list[list[Outgoing]]:
         """Rounds of columnar records. One partition occurs once in a round: a later record must not overtake an
@@ -197,7 +209,8 @@ class IntakeStage:
         if not part.aligned:
             return []
         partitions = pa.array(np.full(len(batch.offsets), batch.partition, np.int32))
-        rows = pa.table([*batch.events.columns, partitions], names=[*batch.events.schema.names, PARTITION])
+        names = [*batch.events.schema.names, PARTITION]
+        rows = pa.RecordBatch.from_arrays([*batch.events.columns, partitions], names=names)
         piece = Piece(batch.partition, batch.offsets, batch.offsets)
         takes: list[Awaitable[None]] = []
         for lane, views in part.aligned:
@@ -236,17 +249,18 @@ class IntakeStage:
                 "(cleanup.policy=delete)",
             )
 
-    def _appender(self, source: CompiledSource) -> Appender[IntakeMark]:
+    def _appender(self, source: CompiledSource) -> Appender[IntakeMark, Arrived]:
         if source.name not in self._appenders:
 
             async def durable(partition: int, mark: IntakeMark) -> None:
                 await self._durable(source, partition, mark)
 
-            appender = Appender[IntakeMark](
+            appender = Appender[IntakeMark, Arrived](
                 self._parts.lake,
                 events_table(source.name),
                 source.name,
                 self._parts.patience,
+                partial(_lake_rows, source),
                 durable,
                 interval=self._parts.settings.lake_interval_seconds,
             )
@@ -288,7 +302,15 @@ def _advanced(part: _Partition, batch: Batch, letters: Sequence[Letter]) -> Inta
     return IntakeMark(lanes=lanes, offset=max(mark.offset, batch.last), ledger=ledger, written_at=mark.written_at)
 
 
-def _lake_rows(source: CompiledSource, batch: Batch, now: int, start: int) -> pa.Table:
-    """Events from the row `start` on, as the lake keeps them."""
-    events = batch.events.slice(start).select(source.contract.names)
-    return system_columns(events, batch.partition, batch.offsets[start:], source.event_time, now)
+def _lake_rows(source: CompiledSource, arrived: Sequence[Arrived]) -> pa.Table:
+    """Events as the lake keeps them."""
+    # Arrow cannot join a piece without rows that was cut off the end of another.
+    some = [piece for piece in arrived if piece.num_rows] or [arrived[0]]
+    sizes = [piece.num_rows for piece in some]
+    return system_columns(
+        pa.Table.from_batches([piece.events for piece in some]).select(source.contract.names),
+        np.repeat([piece.partition for piece in some], sizes),
+        np.concatenate([piece.offsets for piece in some]),
+        source.event_time,
+        np.repeat([piece.visible_time for piece in some], sizes),
+    )

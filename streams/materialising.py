@@ -79,7 +79,7 @@ class FeatureRows:
         self._parts = parts
         self._readers: dict[str, ViewReader] = {}
         self._changes: dict[str, dict[int, Changes]] = {}
-        self._appenders: dict[str, Appender[int]] = {}
+        self._appenders: dict[str, Appender[int, pa.Table]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self, view: CompiledView, partition: int) -> Changes:
@@ -103,11 +103,12 @@ class FeatureRows:
         async def collect() -> None:
             await self._collect(view)
 
-        appender = Appender[int](
+        appender = Appender[int, pa.Table](
             self._parts.lake,
             features_table(view),
             view.id,
             self._parts.patience,
+            pa.concat_tables,
             _nothing_more,
             interval=self._parts.settings.lake_interval_seconds,
             collect=collect,

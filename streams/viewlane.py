@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import numpy as np
@@ -70,13 +70,14 @@ class ViewLane:
 
     async def _write(self, accepted: Accepted) -> tuple[Effects, Witnesses]:
         while True:
-            accepted = await self._load(accepted)
+            accepted, unfenced = await self._load(accepted)
             effects = self.fold.apply(accepted)
+            relied = self._relied(unfenced, effects)
             if not effects.keys:
-                return effects, ()
+                return effects, relied
             written = await self._store_values(effects)
             if not written.misrouted:
-                return effects, written.witnesses
+                return effects, [*written.witnesses, *relied]
             # Between our read and our write another partition wrote the entity first. Without the cache the same
             # rows find its value, and are refused.
             self.fold.make_room()
@@ -87,16 +88,28 @@ class ViewLane:
             lambda: self._store.write(view, effects.keys, effects.values, ttl_ms=ttl)
         )
 
-    async def _load(self, accepted: Accepted) -> Accepted:
+    async def _load(self, accepted: Accepted) -> tuple[Accepted, dict[str, bytes]]:
+        """Also the values that no fence vouches for yet: of a worker that ended, or was cut off, before it put one."""
+        unfenced: dict[str, bytes] = {}
         rounds = 0
         while keys := self.fold.missing(accepted):
             if rounds:
                 self.fold.make_room()
-                keys = self.fold.missing(accepted)
+                keys, unfenced = self.fold.missing(accepted), {}
             values = await self._read(keys)
             accepted = self.fold.load(accepted, keys, values)
+            unfenced |= self.fold.unfenced(keys, values)
             rounds += 1
-        return accepted
+        return accepted, unfenced
+
+    def _relied(self, unfenced: Mapping[str, bytes], effects: Effects) -> Witnesses:
+        """Their events are duplicates, and the fence is to vouch for values that this lane did not write."""
+        if not unfenced:
+            return ()
+        left = dict(unfenced)
+        for key in effects.keys:
+            left.pop(key, None)
+        return self._store.witnesses(self.fold.view.id, list(left), list(left.values()))
 
     async def _read(self, keys: list[str]) -> list[bytes | None]:
         """Values from before a loss, folded on, would be written as whole at a newer offset: no replay mends that."""

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -30,6 +31,10 @@ T = TypeVar("T")
 
 SESSION_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 1.0
+_BUSY = 0.3
+"""Share of the fetches that time passes between, and their handing out."""
+_TORN = 0.2
+"""Share of the records that get lost while others of the same call for the same partition arrive."""
 
 
 class SimulatedRecord(NamedTuple):
@@ -75,7 +80,8 @@ class SimulatedLog:
 
 
 class SimulatedOutbox:
-    """`producing.Outbox`: partitions are independent, and each takes its records whole or not at all."""
+    """`producing.Outbox`: partitions are independent, and of many records for one of them some may not arrive, also
+    such as were sent before others that do."""
 
     def __init__(self, log: SimulatedLog, part: Part) -> None:
         self._log, self._part = log, part
@@ -85,12 +91,17 @@ class SimulatedOutbox:
         for record in records:
             asked[TopicPartition(record.topic, record.partition)].append(record)
         answers = [self._part.ask(partial(self._append, some)) for some in asked.values()]
-        if not all(came for _, came in [await answer for answer in answers]):
+        if not all(came and whole for whole, came in [await answer for answer in answers]):
             raise Unavailable(self._part.name, "records are not acknowledged")
 
-    def _append(self, records: Sequence[Outgoing]) -> None:
-        for record in records:
+    def _append(self, records: Sequence[Outgoing]) -> bool:
+        """Whether all have arrived."""
+        world = self._log.world
+        torn = len(records) > 1 and self._part.flaky > 0 and not world.calm
+        arrived = [not torn or world.rng.random() >= _TORN for _ in records]
+        for record in compress(records, arrived):
             self._log.append(record)
+        return all(arrived)
 
 
 class SimulatedTopics:
@@ -297,10 +308,13 @@ class SimulatedConsumer:
                 await asyncio.wait_for(self._arrived.wait(), self._world.rng.uniform(0.3, 1.5))
             found = self._take(partitions)
         if found:
-            # Fetched, and not handed out yet. Who gives up waiting now gets it all the same.
+            # Fetched, and not handed out yet: the process has other things to do, as opening a partition again. Who
+            # gives up waiting now gets it all the same.
             with contextlib.suppress(asyncio.CancelledError):
                 for _ in range(self._world.rng.randrange(4)):
                     await asyncio.sleep(0)
+                if self._world.rng.random() < _BUSY:
+                    await asyncio.sleep(self._world.latency())
         return found
 
     def _take(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, list[Any]]:

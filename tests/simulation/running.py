@@ -231,10 +231,11 @@ _FAULTS: tuple[Callable[[Run], Awaitable[None]], ...] = (
 
 @contextmanager
 def _settings_of_modules(rng: random.Random) -> Iterator[None]:
-    """So few events fill no chunk and no record otherwise. `random` itself makes the jitter of `Patience`."""
+    """So few events fill no chunk and no record otherwise; in a record of 1 byte there is room for one of them.
+    `random` itself makes the jitter of `Patience`."""
     state, chunk, record = random.getstate(), online_store.CHUNK_KEYS, shuffle.MAX_RECORD_BYTES
     random.seed(rng.random())
-    online_store.CHUNK_KEYS, shuffle.MAX_RECORD_BYTES = rng.choice([1, 3, chunk]), rng.choice([2_000, record])
+    online_store.CHUNK_KEYS, shuffle.MAX_RECORD_BYTES = rng.choice([1, 3, chunk]), rng.choice([1, 2_000, record])
     try:
         yield
     finally:

@@ -33,7 +33,8 @@ class SimulatedRedis:
         self._scripts: set[str] = set()
 
     def client(self) -> OnlineStore:
-        return OnlineStore(_Client(self), Keyspace(PROJECT), "simulated")  # type: ignore[arg-type]
+        client = _Client(self)
+        return OnlineStore(client, client, Keyspace(PROJECT), "simulated")  # type: ignore[arg-type]
 
     def lose(self, writes: int) -> None:
         """A failover to a replica that is so many `writes` behind."""
@@ -96,7 +97,7 @@ class SimulatedRedis:
         }
 
     def set_if_newer(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        older, misrouted = 0, []
+        older, misrouted, last = 0, [], 0
         for i, (key, value) in enumerate(zip(keys, arguments[1:], strict=True), 1):
             stored, new = self.values.get(key), _POSITION.unpack_from(value, 16)
             old = _POSITION.unpack_from(stored, 16) if stored is not None else None
@@ -107,9 +108,10 @@ class SimulatedRedis:
             else:
                 self._journal.append((key, None, stored))
                 self.values[key] = value
+                last = i
         self.world.counts["older values refused"] += older
         self.world.note(f"redis: {len(keys)} values, {older} older, up to {_POSITION.unpack_from(arguments[-1], 16)}")
-        return [older, misrouted, []]
+        return [older, misrouted, [], last]
 
     def swap_field(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes | int | None:
         (name, *witnesses), (field, expected, new, *positions) = keys, arguments
@@ -179,29 +181,29 @@ class _Pool:
 
 
 class _Client:
-    """As much of `redis.asyncio.Redis` as `OnlineStore` asks for."""
+    """As much of `redis.asyncio.Redis`, and of a `Wire`, as `OnlineStore` asks for."""
 
     def __init__(self, redis: SimulatedRedis) -> None:
         self._redis = redis
         self.connection_pool = _Pool(redis)
 
     async def script_load(self, body: str) -> Any:
-        return await self._ask(b"SCRIPT", b"LOAD", body.encode())
+        return await self.ask(b"SCRIPT", b"LOAD", body.encode())
 
     async def hget(self, name: bytes, field: str) -> Any:
-        return await self._ask(b"HGET", name, field.encode())
+        return await self.ask(b"HGET", name, field.encode())
 
     async def hgetall(self, name: bytes) -> Any:
-        return await self._ask(b"HGETALL", name)
+        return await self.ask(b"HGETALL", name)
 
     async def info(self, _section: str = "") -> dict[str, Any]:
-        return dict(await self._ask(b"INFO"))
+        return dict(await self.ask(b"INFO"))
 
     def pipeline(self, *, transaction: bool) -> _Beats:
         assert transaction
         return _Beats()
 
-    async def _ask(self, *words: bytes) -> Any:
+    async def ask(self, *words: bytes) -> Any:
         try:
             return await self._redis.part.done(lambda: self._redis.run(words))
         except Gone as error:

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaConnectionError
 
-from streams.consumer import Pump, PumpConfig
+from streams.consumer import Pump, PumpConfig, kafka_consumer
 from streams.embedded import PARTITIONS, EmbeddedBroker
 from streams.lane import end
 from streams.stopping import PartitionStopped, StopReason
@@ -100,6 +101,67 @@ async def test_a_partition_that_stops_leaves_the_others_alone(address: str) -> N
 
     assert {0: RECORDS, 1: 40, 2: 1000, 3: RECORDS} == {p: len(seen) for p, seen in stage.offsets.items()}
     assert {TopicPartition("t", 1), TopicPartition("t", 2)} == set(pump.stopped)
+
+
+class Waiting(Seen):
+    """Opens partitions slowly: the second time until all have `joined`, the third time until records are seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined = asyncio.Event()
+        self._asked = 0
+
+    async def open(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        self._asked += 1
+        found = await super().open(partitions)
+        if self._asked == 2:
+            await self.joined.wait()
+        while self._asked == 3 and found == await super().open(partitions):  # noqa: ASYNC110 - other tasks read them
+            await asyncio.sleep(0.01)
+        return found
+
+
+class Late(ConsumerRebalanceListener):
+    """Of a new consumer: while it joins the group, the old one says that it has all partitions."""
+
+    def __init__(self, old: ConsumerRebalanceListener, new: ConsumerRebalanceListener, joined: asyncio.Event) -> None:
+        self._old, self._new, self._joined = old, new, joined
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._new.on_partitions_revoked(revoked)
+        await self._old.on_partitions_assigned({TopicPartition("t", p) for p in range(PARTITIONS)})
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        await self._new.on_partitions_assigned(assigned)
+        self._joined.set()
+
+
+async def test_what_a_consumer_says_after_it_was_given_up_opens_nothing(address: str) -> None:
+    """Its partitions would be read twice at once: by its lanes, and by those of its successor."""
+    stage, listeners = Waiting(), list[ConsumerRebalanceListener]()
+
+    def consumer(config: PumpConfig) -> Any:
+        made = kafka_consumer(config)
+        subscribe, getmany, first = made.subscribe, made.getmany, not listeners
+
+        def heard(topics: Sequence[str], listener: ConsumerRebalanceListener) -> None:
+            subscribe(topics, listener=listener if first else Late(listeners[0], listener, stage.joined))
+            listeners.append(listener)
+
+        async def fails(*partitions: TopicPartition, timeout_ms: int) -> Any:
+            if first and any(len(seen) > 100 for seen in stage.offsets.values()):
+                raise KafkaConnectionError
+            return await getmany(*partitions, timeout_ms=timeout_ms)
+
+        made.subscribe, made.getmany = heard, fails
+        return made
+
+    pump = Pump(PumpConfig(address, "g", batch_records=20), stage, consumer)
+    await read_all(pump, stage, dict.fromkeys(range(PARTITIONS), RECORDS))
+
+    assert len(listeners) == 2
+    assert stage.holes == []
+    assert WHOLE == dict(stage.offsets)
 
 
 async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
