@@ -2,13 +2,13 @@
 
 store = LocalStore([AirportDelay], departures)          # pandas, Polars, Arrow
 store.lookup({"origin": "JFK"}, at="2013-07-01T12:00:00Z")["departures_1h"]
+store.lookup({"origin": "JFK"}, service=flight_delay, request={"seats": 180})["flight_delay.seats_per_departure"]
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.clock import Clock, SystemClock, format_instant, from_datetime, parse_instant
+from featurestore.clock import Clock, Instant, SystemClock, format_instant, to_instant
 from featurestore.contracts.contract import Contract, load_contract, parse_contract
 from featurestore.contracts.tables import check_table
 from featurestore.definitions.compile import check
-from featurestore.definitions.compiled import CompiledView
-from featurestore.definitions.model import FeatureView, Source
-from featurestore.engine.columns import NEVER, EventBatch, canonical_key, event_batch
+from featurestore.definitions.compiled import CompiledService, CompiledView
+from featurestore.definitions.features import DEFAULTS
+from featurestore.definitions.model import FeatureService, FeatureView, Source
+from featurestore.definitions.services import compile_service
+from featurestore.engine.columns import ARROW_TYPES, NEVER, EventBatch, FeatureColumn, canonical_key, event_batch
 from featurestore.engine.history import evaluate_history
+from featurestore.engine.own import own_features
 from featurestore.errors import DefinitionError, Fault, InvalidRequest, NotFound, UsageError
 from featurestore.types import PYTHON_DTYPES, STATUSES
 
 __all__ = ["Answer", "LocalStore"]
-
-Instant = int | str | datetime
-"""Microseconds since 1970 UTC, RFC 3339 text with a zone, or an aware datetime."""
 
 
 class Answer(Mapping[str, Any]):
@@ -97,23 +97,57 @@ class LocalStore:
             view.id: event_batch(view.source, list(view.keys), checked[view.source.name]) for view in self._views
         }
 
-    def lookup(self, entity: Mapping[str, Any], at: Instant | None = None) -> Answer:
-        """Features of every view whose entity keys are given, at `at`.
+    def lookup(
+        self,
+        entity: Mapping[str, Any],
+        at: Instant | None = None,
+        *,
+        service: FeatureService | None = None,
+        request: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Features of every view whose entity keys are given, at `at`; with a `service` those that it answers.
 
-        Without `at`: everything there is, at the later of now and the entity's latest event, as online.
+        Without `at`: everything there is, at the later of now and the entity's latest event, as online. `request` has
+        the service's request fields, one value each.
         """
-        views = self._views_for(entity)
+        answered = None if service is None else self._compiled(service)
+        fields = _fields(answered, request or {})
+        views = self._views_for(entity) if answered is None else self._views_of(answered, entity)
         now = self._clock.now()
         keys = {view.id: self._key(view, entity) for view in views}
         instant = max([now, *(self._latest(v, keys[v.id]) for v in views)]) if at is None else _instant(at)
-        values: dict[str, Any] = {}
-        status: dict[str, str] = {}
+        found: dict[str, FeatureColumn] = {}
         for view in views:
             asked = pa.array([keys[view.id]], pa.string())
-            for column in evaluate_history(view, self._batches[view.id], asked, np.array([instant])):
-                values[f"{view.name}.{column.name}"] = column.to_list()[0]
-                status[f"{view.name}.{column.name}"] = STATUSES[int(column.status[0])].value
+            columns = evaluate_history(view, self._batches[view.id], asked, np.array([instant]))
+            found |= {f"{view.name}.{column.name}": column for column in columns}
+        if answered is not None:
+            own = own_features(answered, found, fields, 1)
+            found |= {f"{answered.name}.{column.name}": column for column in own}
+            found = {name: found[name] for name in answered.feature_names}
+        values = {name: column.to_list()[0] for name, column in found.items()}
+        status = {name: STATUSES[int(column.status[0])].value for name, column in found.items()}
         return Answer(entity, instant, values, status)
+
+    def _compiled(self, service: FeatureService) -> CompiledService:
+        compiled, faults = compile_service(service, {(view.name, view.version): view for view in self._views})
+        if faults:
+            raise DefinitionError(faults)
+        if compiled is None:
+            hint = f"make the store of all views that {service.name} reads"
+            raise UsageError(f"the store lacks a view of {service.name}", hint=hint, field="service")
+        return compiled
+
+    def _views_of(self, service: CompiledService, entity: Mapping[str, Any]) -> list[CompiledView]:
+        views = [view for view in self._views if (view.name, view.version) in service.views]
+        keys = {name: None for view in views for name in view.keys}
+        for name in entity:
+            if name not in keys:
+                raise NotFound("entity key", name, keys)
+        for name in keys:
+            if name not in entity:
+                raise InvalidRequest(f"{name} is missing", hint=f"{service.name} needs {', '.join(keys)}", field=name)
+        return views
 
     def _latest(self, view: CompiledView, key: str | None) -> int:
         batch = self._batches[view.id]
@@ -143,12 +177,29 @@ class LocalStore:
 
 
 def _instant(at: Instant) -> int:
-    if isinstance(at, int):
-        return at
     try:
-        return parse_instant(at) if isinstance(at, str) else from_datetime(at)
+        return to_instant(at)
     except ValueError as problem:
         raise InvalidRequest(f"at: {problem}", field="at") from problem
+
+
+def _fields(service: CompiledService | None, request: Mapping[str, Any]) -> dict[str, pa.Array]:
+    """Request fields as columns of one row, checked as the API checks them."""
+    known = {} if service is None else {field.name: field for field in service.request}
+    for name in request:
+        if name not in known:
+            raise NotFound("request field", name, known, hint="" if service else "name the `service` that takes it")
+    columns = {}
+    for name, field in known.items():
+        path, value = f"request.{name}", request.get(name)
+        if name not in request and field.default is None:
+            raise InvalidRequest(f"{path} is missing", field=path)
+        try:
+            sound = None if value is None else DEFAULTS[field.dtype](value)
+        except ValueError as problem:
+            raise InvalidRequest(f"{path} is {value!r}, expected {problem}", field=path) from None
+        columns[name] = pa.array([sound], ARROW_TYPES[field.dtype])
+    return columns
 
 
 def _tables(events: Any, sources: Mapping[str, Source]) -> dict[str, pa.Table]:

@@ -39,6 +39,8 @@ class Status(StrEnum):
 
 STATUSES: tuple[Status, ...] = tuple(Status)
 STATUS_CODES: dict[Status, int] = {status: code for code, status in enumerate(STATUSES)}
+STATUS_SUFFIX = "__status"
+"""Of a column that says what the feature's values are worth, in exports and in Arrow answers."""
 
 PYTHON_DTYPES: dict[type, Dtype] = {bool: Dtype.BOOL, int: Dtype.INT, float: Dtype.FLOAT, str: Dtype.STRING}
 

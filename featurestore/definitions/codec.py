@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.definitions import expressions
 from featurestore.definitions.aggregates import RULES, Aggregate, column_expr
 from featurestore.definitions.expressions import Expr
 from featurestore.definitions.model import Entity, Feature, FeatureService, FeatureView, Selection, Source
+from featurestore.definitions.treedata import PYTHON_TYPES, from_data, to_data
 from featurestore.types import PYTHON_DTYPES
 
-_PYTHON_TYPES = {dtype.value: python for python, dtype in PYTHON_DTYPES.items()}
 _SCALAR = (bool, int, float, str, type(None))
 _MAX_ITEMS = 10_000
 
@@ -68,9 +67,9 @@ def _write_keys(keys: Mapping[str, Any]) -> list[list[str]]:
 def _read_keys(value: Any) -> dict[str, type]:
     keys: dict[str, type] = {}
     for column, dtype in map(_read_pair, _items(value)):
-        if not isinstance(dtype, str) or dtype not in _PYTHON_TYPES or column in keys:
+        if not isinstance(dtype, str) or dtype not in PYTHON_TYPES or column in keys:
             raise ValueError(f"{column!r} is {reprlib.repr(dtype)}, or is there twice")
-        keys[column] = _PYTHON_TYPES[dtype]
+        keys[column] = PYTHON_TYPES[dtype]
     return keys
 
 
@@ -98,7 +97,7 @@ def _optional(form: _Form) -> _Form:
 _TEXT = _expect(str)
 _OPTIONAL_TEXT = _expect(str, type(None))
 _SCALARS = _expect(*_SCALAR)
-_EXPRESSION = _Form(expressions.to_data, expressions.from_data)
+_EXPRESSION = _Form(to_data, from_data)
 
 _ENTITY: dict[str, _Form] = {"name": _TEXT, "keys": _Form(_write_keys, _read_keys), "description": _TEXT}
 _SOURCE: dict[str, _Form] = {
@@ -160,7 +159,7 @@ def source_from_data(data: Any) -> Source:
 
 def _write_feature(feature: Feature) -> dict[str, Any]:
     if isinstance(feature.spec, Expr):
-        return {"name": feature.name, "expression": expressions.to_data(feature.spec)}
+        return {"name": feature.name, "expression": to_data(feature.spec)}
     columns = {"column": column_expr(feature.spec)}
     aggregate = {name: form.write(columns.get(name, getattr(feature.spec, name))) for name, form in _AGGREGATE.items()}
     return {"name": feature.name, "aggregate": aggregate}
@@ -229,14 +228,33 @@ _SERVICE: dict[str, _Form] = {
 }
 
 
+def _write_own_features(features: Mapping[str, Expr]) -> list[dict[str, Any]]:
+    return [_write_feature(Feature(name, expr)) for name, expr in features.items()]
+
+
+def _read_own_features(data: Any) -> dict[str, Expr]:
+    features: dict[str, Expr] = {}
+    for feature in map(_read_feature, _items(data)):
+        if not isinstance(feature.spec, Expr) or feature.name in features:
+            raise ValueError(f"{reprlib.repr(feature.name)} is no expression, or is there twice")
+        features[feature.name] = feature.spec
+    return features
+
+
+_OWN_FEATURES = _Form(_write_own_features, _read_own_features)
+
+
 def service_to_data(service: FeatureService) -> dict[str, Any]:
     """Whole views are written out feature by feature, so that a published service never changes with a view's file."""
-    return _write(_SERVICE, service)
+    data = _write(_SERVICE, service)
+    # Left out where there are none: so are they in registries that were written before services had any.
+    return data | ({"features": _OWN_FEATURES.write(service.features)} if service.features else {})
 
 
 def service_from_data(data: Any, views: Mapping[tuple[str, int], FeatureView]) -> FeatureService:
     """`views` has every published view by name and version."""
-    fields = _read("service", _SERVICE, data)
+    known = _SERVICE | ({"features": _OWN_FEATURES} if isinstance(data, dict) and "features" in data else {})
+    fields = _read("service", known, data)
     selections = []
     for selection in fields.pop("views"):
         view = views.get((selection["view"], selection["version"]))

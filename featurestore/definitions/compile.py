@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, TypeVar
 
 from featurestore.contracts.contract import Contract
@@ -15,17 +13,14 @@ from featurestore.definitions.expressions import Expr, Then, When
 from featurestore.definitions.faults import Faults, shown
 from featurestore.definitions.features import Scope, compile_aggregate, compile_condition, compile_derived
 from featurestore.definitions.fingerprint import fingerprint
-from featurestore.definitions.jsontext import dumps
 from featurestore.definitions.model import Entity, FeatureService, FeatureView, NoValue, Selection, Source
+from featurestore.definitions.policy import ON_MISSING, ON_STALE, parse_on_stale
+from featurestore.definitions.services import ViewKey, chosen_of, compile_service
 from featurestore.definitions.sources import ContractOrError, compile_entity, compile_source, usable_contract
 from featurestore.errors import DefinitionError, Fault
 
-ON_MISSING = ("default", "null", "error")
-ON_STALE = ("serve", "default", "null", "error")
 MAX_VERSION = 2**31 - 1
 _MAX_TOPIC = 249
-
-ViewKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +125,12 @@ def _compile_body(scope: Scope, view: FeatureView) -> _Body:
         ttl,
         freshness,
         tuple(a for a in aggregates.values() if a is not None),
-        compile_derived(scope, {n: s for n, s in specs.items() if isinstance(s, Expr)}, aggregates, lists),
+        compile_derived(
+            scope,
+            {n: s for n, s in specs.items() if isinstance(s, Expr)},
+            {n: None if a is None else a.dtype for n, a in aggregates.items()},
+            lists,
+        ),
     )
 
 
@@ -146,12 +146,14 @@ def _check_view(label: str, view: FeatureView, faults: Faults) -> None:
     faults.name(label, "view", view.name)
     if type(view.version) is not int or not 1 <= view.version <= MAX_VERSION:
         faults.add(label, f"version is {shown(view.version)}", "a whole number, 1 or more")
-    for field, chosen, allowed in (
-        ("on_missing", view.on_missing, ON_MISSING),
-        ("on_stale", view.on_stale, ON_STALE),
-    ):
-        if chosen not in allowed:
-            faults.unknown(label, field, chosen, allowed)
+    if view.on_missing not in ON_MISSING:
+        faults.unknown(label, "on_missing", view.on_missing, ON_MISSING)
+    try:
+        parse_on_stale(view.on_stale)
+    except KeyError:
+        faults.unknown(label, "on_stale", view.on_stale, ON_STALE)
+    except ValueError as error:
+        faults.add(label, f"on_stale is {shown(view.on_stale)}: {error}", "an age, as in last_known(5m)")
     faults.text(label, "owner", view.owner)
     for tag, text in view.tags.items():
         faults.text(label, f"tag {shown(tag)}", text)
@@ -192,87 +194,10 @@ def _unknown(value: Any) -> tuple[str, str]:
     return f"{shown(value)} is no feature", "agg.…, or an expression over feature('…')"
 
 
-def compile_service(
-    service: FeatureService, views: Mapping[ViewKey, CompiledView]
-) -> tuple[CompiledService | None, list[Fault]]:
-    """The service ready to answer, or None and its faults. None without a fault where a view of it did not compile."""
-    faults, label = Faults(), str(service.name)
-    _check_service(label, service, faults)
-    columns: dict[tuple[str, str], None] = {}
-    used: dict[str, int] = {}
-    for chosen in _selections(label, service, faults):
-        view, wanted = _chosen(chosen)
-        label_of_view = view.label or str(view.name)
-        if used.setdefault(view.name, view.version) != view.version:
-            faults.add(label, f"has versions {used[view.name]} and {view.version} of {label_of_view}", "one of them")
-        known = {feature.name for feature in view.features}
-        for name in wanted:
-            if name not in known:
-                faults.unknown(f"{label}.{label_of_view}", "feature", name, known)
-            elif (view.name, name) in columns:
-                faults.add(label, f"has {view.name}.{name} twice", "each feature once")
-            else:
-                columns[view.name, name] = None
-    read = [views.get(key) for key in used.items()]
-    _check_keys(label, [view for view in read if view is not None], faults)
-    if faults.found or None in read:
-        return None, faults.found
-    budget = None if service.budget_ms is None else float(service.budget_ms)
-    identity = {"views": sorted(used.items()), "columns": list(columns), "budget_ms": budget}
-    digest = sha256(dumps(identity)).hexdigest()
-    compiled = CompiledService(
-        service.name, tuple(used.items()), tuple(columns), digest, service.owner, service.description, budget
-    )
-    return compiled, []
-
-
-def _check_keys(label: str, views: Iterable[CompiledView], faults: Faults) -> None:
-    """A request has one column for each key, whatever the number of views that read it."""
-    seen: dict[str, CompiledView] = {}
-    for view in views:
-        for column, dtype in view.keys.items():
-            first = seen.setdefault(column, view)
-            if first.keys[column] is not dtype:
-                problem = f"key {column!r} is {first.keys[column]} in {first.id} and {dtype} in {view.id}"
-                faults.add(label, problem, "one type for a key")
-
-
-def _check_service(label: str, service: FeatureService, faults: Faults) -> None:
-    faults.name(label, "service", service.name)
-    faults.text(label, "owner", service.owner)
-    faults.text(label, "description", service.description)
-    budget = service.budget_ms
-    if budget is not None and (type(budget) not in (int, float) or not 0 < budget <= 60_000 or math.isnan(budget)):
-        faults.add(label, f"budget_ms is {shown(budget)}", "milliseconds, more than 0 and at most 60000")
-
-
-def _selections(label: str, service: FeatureService, faults: Faults) -> list[FeatureView | Selection]:
-    views: Any = service.views
-    if not isinstance(views, list | tuple) or not views:
-        faults.add(label, f"views is {shown(views)}", "a list of feature views")
-        return []
-    chosen: list[FeatureView | Selection] = []
-    for item in views:
-        if isinstance(item, FeatureView | Selection):
-            chosen.append(item)
-        else:
-            faults.add(label, f"views has {shown(item)}", "a class under @feature_view(…), or View.pick('a', 'b')")
-    for item in chosen:
-        if isinstance(item, Selection) and not item.features:
-            faults.add(label, f"picks nothing of {item.view.label or item.view.name}", "View.pick('a', 'b')")
-    return chosen
-
-
-def _chosen(chosen: FeatureView | Selection) -> tuple[FeatureView, tuple[str, ...]]:
-    if isinstance(chosen, Selection):
-        return chosen.view, chosen.features
-    return chosen, tuple(feature.name for feature in chosen.features)
-
-
 def _views_of(service: FeatureService) -> list[FeatureView]:
     views: Any = service.views
     items = views if isinstance(views, list | tuple) else ()
-    return [_chosen(item)[0] for item in items if isinstance(item, FeatureView | Selection)]
+    return [chosen_of(item)[0] for item in items if isinstance(item, FeatureView | Selection)]
 
 
 def _contract_id(view: FeatureView) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from featurestore.contracts.contract import Contract
-from featurestore.definitions.expressions import Expr, Scalar
+from featurestore.definitions.expressions import Expr, RequestField, Scalar
+from featurestore.definitions.policy import StalePolicy, parse_on_stale
 from featurestore.types import Dtype
 
 
@@ -35,7 +36,10 @@ class CompiledAggregate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledDerived:
-    """A feature computed from features of the same view; `expr` has `feature` leaves only."""
+    """A feature computed from others: of its view, or in a service of its views and of the request.
+
+    `expr` has `feature` leaves, and in a service `request` leaves.
+    """
 
     name: str
     expr: Expr
@@ -83,6 +87,10 @@ class CompiledView:
     def id(self) -> str:
         return f"{self.name}@{self.version}"
 
+    @cached_property
+    def stale_policy(self) -> StalePolicy:
+        return parse_on_stale(self.on_stale)
+
     @property
     def aligned(self) -> bool:
         """Whether the source is partitioned by this view's entity, so that no shuffle is needed."""
@@ -107,17 +115,40 @@ class CompiledView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledService:
-    """`columns` are `(view name, feature)` in the order of the answer."""
+    """What a service answers: `columns` of its views, then its own features, which are computed while it answers."""
 
     name: str
     views: tuple[tuple[str, int], ...]
     """`(view, version)` pairs the service reads."""
     columns: tuple[tuple[str, str], ...]
+    """`(view name, feature)` in the order of the answer."""
     fingerprint: str
     owner: str = ""
     description: str = ""
     budget_ms: float | None = None
+    inputs: tuple[tuple[str, str], ...] = ()
+    """What its own features stand on, answered or not, as `columns`."""
+    derived: tuple[CompiledDerived, ...] = ()
+    """Its own features, in an order in which each needs only columns, fields of the request and earlier ones."""
+    order: tuple[str, ...] = ()
+    """Its own features, as the author listed them."""
+    request: tuple[RequestField, ...] = ()
+    """Fields of the request that they use, by name."""
+
+    @property
+    def read(self) -> tuple[tuple[str, str], ...]:
+        """All columns that an answer needs: those that it has, then the other inputs of own features."""
+        answered = set(self.columns)
+        return (*self.columns, *(column for column in self.inputs if column not in answered))
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        return tuple(f"{view}.{feature}" for view, feature in self.columns)
+        """In the order of the answer."""
+        own = (f"{self.name}.{feature}" for feature in self.order)
+        return (*(f"{view}.{feature}" for view, feature in self.columns), *own)
+
+    @property
+    def own_types(self) -> Mapping[str, Dtype]:
+        """Own feature → dtype, in the author's order."""
+        known = {derived.name: derived.dtype for derived in self.derived}
+        return {name: known[name] for name in self.order}

@@ -1,12 +1,11 @@
-"""Expressions over event columns and features: a small tree, never code.
+"""Expressions over event columns, features and fields of a request: a small tree, never code.
 
 One node class; what an operation means lives in tables keyed by its name: types here (`TYPE_RULES`), evaluation in
-`featurestore.engine.evaluate`.
+`featurestore.engine.evaluate`, JSON data in `featurestore.definitions.treedata`.
 """
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class TypeFault(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expr:
-    """A node: operation, operands, and the constant of leaves (`col`, `feature`, `lit`) and of `is_in`."""
+    """A node: operation, operands, and the constant of leaves (`col`, `feature`, `request`, `lit`) and of `is_in`."""
 
     op: str
     args: tuple[Expr, ...] = ()
@@ -128,8 +127,28 @@ def col(name: str) -> Expr:
 
 
 def feature(name: str) -> Expr:
-    """Another feature of the same view."""
+    """Another feature: in a view by its name; in a service as `view.feature`, or one of the service's by its name."""
     return Expr("feature", (), name)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestField:
+    """A typed value that comes with a request: from the caller of a lookup, or from a column of a spine."""
+
+    name: str
+    kind: Any
+    """`str`, `int`, `float` or `bool`, as its author wrote it."""
+    default: Scalar = None
+    """Stands where the field is absent or null; without one it has to be there."""
+
+    @property
+    def dtype(self) -> Dtype:
+        return PYTHON_DTYPES[self.kind]
+
+
+def request(name: str, kind: type, *, default: Scalar = None) -> Expr:
+    """A field of the request, of type `str`, `int`, `float` or `bool`, for the `features` of a `FeatureService`."""
+    return Expr("request", (), RequestField(name, kind, default))
 
 
 def lit(value: Scalar) -> Expr:
@@ -208,6 +227,7 @@ def render(expr: Expr) -> str:
     forms: dict[str, Callable[[], str]] = {
         "col": lambda: f"col({expr.value!r})",
         "feature": lambda: f"feature({expr.value!r})",
+        "request": lambda: _render_field(expr.value),
         "lit": lambda: repr(expr.value),
         "neg": lambda: f"-{args[0]}",
         "not": lambda: f"~{args[0]}",
@@ -217,6 +237,11 @@ def render(expr: Expr) -> str:
         "case": lambda: f"when({args[0]}).then({args[1]}).otherwise({args[2]})",
     }
     return forms[expr.op]()
+
+
+def _render_field(field: RequestField) -> str:
+    default = "" if field.default is None else f", default={field.default!r}"
+    return f"request({field.name!r}, {getattr(field.kind, '__name__', field.kind)}{default})"
 
 
 Known: TypeAlias = Dtype | None
@@ -324,6 +349,9 @@ def infer(expr: Expr, leaf: Callable[[str, str], Dtype]) -> Known:
         return literal_dtype(expr.value)
     if expr.op in ("col", "feature"):
         return leaf(expr.op, expr.value)
+    if expr.op == "request":
+        dtype: Dtype = expr.value.dtype
+        return dtype
     operands = [infer(a, leaf) for a in expr.args]
     try:
         if expr.op == "is_in":
@@ -331,43 +359,6 @@ def infer(expr: Expr, leaf: Callable[[str, str], Dtype]) -> Known:
         return TYPE_RULES[expr.op](*operands)
     except TypeFault as fault:
         raise TypeFault(f"{render(expr)} {fault}") from None
-
-
-def to_data(expr: Expr) -> list[Any]:
-    """JSON form: `[op, constant, operands…]`. Members of `is_in` are sorted, since their order means nothing."""
-    value = sorted(expr.value, key=json.dumps) if expr.op == "is_in" else expr.value
-    return [expr.op, value, *(to_data(a) for a in expr.args)]
-
-
-_ARITY = {"col": 0, "feature": 0, "lit": 0, "is_in": 1, "neg": 1, "not": 1, "is_null": 1, "case": 3}
-_OPERATIONS = {*TYPE_RULES, "col", "feature", "lit", "is_in"}
-_SCALARS = (bool, int, float, str, type(None))
-_CONSTANTS: dict[str, Callable[[Any], bool]] = {
-    "col": lambda value: isinstance(value, str),
-    "feature": lambda value: isinstance(value, str),
-    "lit": lambda value: isinstance(value, _SCALARS),
-    "is_in": lambda value: isinstance(value, list) and all(isinstance(v, _SCALARS) for v in value),
-}
-"""Which constant each operation carries; all others carry null."""
-
-
-def from_data(data: Any, depth: int = 1) -> Expr:
-    """Reads what `to_data` wrote. Raises ValueError on anything else; nothing is executed."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"an expression is nested deeper than {MAX_DEPTH}")
-    if not isinstance(data, list) or len(data) < 2 or not isinstance(data[0], str) or data[0] not in _OPERATIONS:
-        raise ValueError(f"{reprlib.repr(data)} is no expression")
-    op, value, *args = data
-    if len(args) != _ARITY.get(op, 2):
-        raise ValueError(f"{op} has {len(args)} operands")
-    if not _CONSTANTS.get(op, lambda v: v is None)(value):
-        raise ValueError(f"{op} has the constant {reprlib.repr(value)}")
-    return Expr(op, tuple(from_data(a, depth + 1) for a in args), tuple(value) if op == "is_in" else value)
-
-
-def canonical(expr: Expr) -> Expr:
-    """One tree for all spellings of the same: what stored state is laid out by must not depend on the spelling."""
-    return from_data(to_data(expr))
 
 
 def oversize(expr: Expr) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from featurestore.clock import SECOND, parse_instant
 from featurestore.definitions.aggregates import MAX_LAST_N, RULES, Aggregate, Rule, column_expr
 from featurestore.definitions.compiled import CompiledAggregate, CompiledDerived
-from featurestore.definitions.expressions import Expr, Scalar, TypeFault, canonical, infer, names, oversize, walk
+from featurestore.definitions.expressions import Expr, Scalar, TypeFault, infer, names, oversize, walk
 from featurestore.definitions.faults import Faults, Unresolved, shown
+from featurestore.definitions.treedata import canonical
 from featurestore.types import Dtype, default_hop, format_duration
 
 MAX_TILES = 10_000
@@ -28,6 +29,8 @@ class Scope:
     """None where the contract is missing; then nothing that depends on a column's type is checked."""
     lateness: int
     faults: Faults
+    service: bool = False
+    """Whether the expressions are a service's, to which fields of the request are there."""
 
 
 def compile_condition(scope: Scope, where: str, condition: Any) -> Expr | None:
@@ -152,7 +155,7 @@ def _over_columns(scope: Scope, where: str, role: str, expr: Any) -> Dtype | Non
 def _well_formed(scope: Scope, where: str, role: str, expr: Any) -> bool:
     """Whether the tree is one, and small enough to be looked at further."""
     if not isinstance(expr, Expr):
-        scope.faults.add(where, f"{role} is {shown(expr)}", "an expression, as col('delay') or col('delay') > 15")
+        scope.faults.add(where, f"{role} is {shown(expr)}", f"an expression, as {_EXAMPLES[scope.service]}")
         return False
     if problem := oversize(expr):
         scope.faults.add(where, f"{role} {problem}", "a smaller expression, in parts that have names")
@@ -166,7 +169,19 @@ def _well_formed(scope: Scope, where: str, role: str, expr: Any) -> bool:
         if node.op in ("col", "feature") and not isinstance(node.value, str):
             scope.faults.add(where, f"{role} has {node.op}({shown(node.value)})", "a name")
             return False
+        if node.op == "request" and not scope.service:
+            hint = "no field of a request here: features that need one are those of a FeatureService"
+            scope.faults.add(where, f"{role} refers to {node!r}", hint)
+            return False
     return True
+
+
+_EXAMPLES = {False: "col('delay') or col('delay') > 15", True: "request('amount', float) / feature('view.name')"}
+_LEAVES = {
+    False: "features of this view, as feature('…'); a column has to be aggregated first",
+    True: "features of the service's views, as feature('view.name'), and fields of the request",
+}
+"""What expressions of a view, and of a service, may refer to."""
 
 
 def _typed(scope: Scope, where: str, role: str, expr: Expr, known: Mapping[str, Dtype]) -> Dtype | None:
@@ -248,15 +263,15 @@ DEFAULTS: dict[Dtype, Callable[[Any], Scalar]] = {
 
 
 def compile_derived(
-    scope: Scope, derived: Mapping[str, Expr], aggregates: Mapping[str, CompiledAggregate | None], lists: Set[str]
+    scope: Scope, derived: Mapping[str, Expr], others: Mapping[str, Dtype | None], lists: Set[str]
 ) -> tuple[CompiledDerived, ...]:
-    """Derived features in an order in which each needs only aggregates and earlier ones.
+    """Derived features in an order in which each needs only others and earlier ones.
 
-    `aggregates` maps every aggregate's name; None stands for one that has faults of its own. `lists` names those whose
-    value is a list.
+    `others` has the dtype of every feature that is no expression of this scope; None stands for one that has faults of
+    its own. `lists` names those whose value is a list.
     """
-    known = {name: a.dtype for name, a in aggregates.items() if a is not None}
-    every = {*aggregates, *derived}
+    known = {name: dtype for name, dtype in others.items() if dtype is not None}
+    every = {*others, *derived}
     sound = {name: expr for name, expr in derived.items() if _refers_well(scope, name, expr, every, lists)}
     compiled = []
     for name in _in_order(scope, sound):
@@ -272,17 +287,25 @@ def _refers_well(scope: Scope, name: str, expr: Expr, every: Set[str], lists: Se
     if not _well_formed(scope, where, "expression", expr):
         return False
     for column in names(expr, "col"):
-        scope.faults.add(where, f"expression refers to col({column!r})",
-                         "features of this view, as feature('…'); a column has to be aggregated first")  # fmt: skip
+        scope.faults.add(where, f"expression refers to col({column!r})", _LEAVES[scope.service])
     referred = names(expr, "feature")
     for other in referred:
         if other not in every:
-            scope.faults.unknown(where, "feature", other, every - {name})
+            _unknown_feature(scope, where, other, every - {name})
         elif other in lists:
             scope.faults.add(where, f"expression uses {other!r}, which is a list", "features with a single value")
-    if not referred and len(scope.faults.found) == before:
+    if not referred and not any(node.op == "request" for node in walk(expr)) and len(scope.faults.found) == before:
         scope.faults.add(where, f"expression {expr!r} refers to no feature", "at least one feature('…')")
     return len(scope.faults.found) == before
+
+
+def _unknown_feature(scope: Scope, where: str, name: str, known: Set[str]) -> None:
+    """In a service a feature of a view goes by its full name; whoever leaves the view out is told it."""
+    full = sorted(option for option in known if option.endswith(f".{name}"))
+    if full:
+        scope.faults.add(where, f"unknown feature {shown(name)}", near=full[:3])
+    else:
+        scope.faults.unknown(where, "feature", name, known)
 
 
 def _in_order(scope: Scope, derived: Mapping[str, Expr]) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from featurestore.definitions.compiled import CompiledAggregate, CompiledDerived, CompiledSource, CompiledView
-from featurestore.definitions.expressions import from_data, render, to_data
+from featurestore.definitions.expressions import render
 from featurestore.definitions.jsontext import dumps
+from featurestore.definitions.treedata import from_data, to_data
 from featurestore.types import format_duration
 
 MEANING_FORMAT = 1
@@ -19,9 +20,10 @@ def meaning(view: CompiledView) -> dict[str, Any]:
     """Everything that decides a value, normalised: durations in microseconds, features by name.
 
     Owners, texts, tags, objectives and the order of lines are left out, and so is the source's message key, which
-    decides where work is done and not what comes out.
+    decides where work is done and not what comes out. Of the fallback policy only what training sets show is in it.
     """
-    return {
+    nulls = {"on_missing": view.on_missing} if view.on_missing == "null" else {}
+    return nulls | {
         "format": MEANING_FORMAT,
         "keys": [[column, dtype.value] for column, dtype in view.keys.items()],
         "source": _source(view.source),
@@ -68,7 +70,8 @@ def differences(old: CompiledView, new: CompiledView) -> tuple[str, ...]:
     before, after = meaning(old), meaning(new)
     lines = [f"keys {_keys(before['keys'])} -> {_keys(after['keys'])}"] if before["keys"] != after["keys"] else []
     lines += [f"source {line}" for line in _changed(before["source"], after["source"])]
-    lines += _changed({k: before[k] for k in ("where", "ttl")}, {k: after[k] for k in ("where", "ttl")})
+    of_view = ("where", "ttl", "on_missing")
+    lines += _changed({k: before.get(k) for k in of_view}, {k: after.get(k) for k in of_view})
     lines += _features(before["features"], after["features"])
     return tuple(lines)
 

@@ -85,7 +85,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureService:
-    """What one model or product reads: whole views, or `View.pick(…)`."""
+    """What one model or product reads: whole views or `View.pick(…)`, and what is computed from them and requests."""
 
     name: str
     views: Sequence[FeatureView | Selection | type]
@@ -93,6 +93,8 @@ class FeatureService:
     owner: str = ""
     description: str = ""
     budget_ms: float | None = None
+    features: Mapping[str, Expr] = field(default_factory=dict)
+    """The service's own: expressions over features of its views and fields of the request."""
 
 
 def snake_case(name: str) -> str:

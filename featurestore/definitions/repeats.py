@@ -16,6 +16,8 @@ def repeated_names(module: ast.Module) -> list[Fault]:
     views = [node for node in module.body if isinstance(node, ast.ClassDef) and _is_view(node)]
     things = [(name, node.lineno) for node in module.body for name in _assigned(node) if _constructs(node)]
     faults = list(_repeats("", [*((view.name, view.lineno) for view in views), *things]))
+    for service, listed in _own_features(module):
+        faults += _repeats(f"{service}.", listed)
     for view in views:
         body = [(name, node.lineno) for node in view.body for name in _assigned(node)]
         faults += _repeats(f"{view.name}.", body)
@@ -30,6 +32,16 @@ def _repeats(prefix: str, named: Iterable[tuple[str, int]]) -> Iterator[Fault]:
         if len(found) > 1:
             where = ", ".join(str(line) for line in found[:-1])
             yield Fault(f"{prefix}{name}", f"is defined twice, on lines {where} and {found[-1]}", "each name once")
+
+
+def _own_features(module: ast.Module) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Each service with the names in its `features={…}`, and their lines."""
+    for node in module.body:
+        call = getattr(node, "value", None)
+        for keyword in call.keywords if isinstance(call, ast.Call) else ():
+            if _called(call) == "FeatureService" and keyword.arg == "features" and isinstance(keyword.value, ast.Dict):
+                keys = [key for key in keyword.value.keys if isinstance(key, ast.Constant)]
+                yield ", ".join(_assigned(node)), [(str(key.value), key.lineno) for key in keys]
 
 
 def _is_view(node: ast.ClassDef) -> bool:

@@ -15,13 +15,15 @@ from featurestore.engine.columns import NUMPY_DTYPES, Column, StringPool
 from featurestore.types import Dtype
 
 Leaves = Mapping[tuple[str, str], Column]
-"""Columns by (`col` or `feature`, name)."""
+"""Columns by (`col`, `feature` or `request`, name)."""
 
 
 def evaluate(xp: Any, expr: Expr, leaves: Leaves, rows: int, pool: StringPool) -> Column:
     """The expression's n = `rows` values. Types were checked when the view was compiled."""
     if expr.op in ("col", "feature"):
         return leaves[expr.op, expr.value]
+    if expr.op == "request":
+        return leaves[expr.op, expr.value.name]
     if expr.op == "lit":
         return _literal(xp, expr.value, rows, pool)
     operands = [evaluate(xp, a, leaves, rows, pool) for a in expr.args]

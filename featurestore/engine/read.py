@@ -40,7 +40,7 @@ class ViewReader:
         self.layout = layout_of(view)
         self._blank = packing.blank(self.layout)
 
-    def read(self, values: Sequence[bytes | None], at: np.ndarray | None, now: int) -> Reading:
+    def read(self, values: Sequence[bytes | None], at: np.ndarray | None, now: int | np.ndarray) -> Reading:
         """Values as read (None: not found) → features at `at` (`int64[n]` µs), or at max(now, latest) where None.
 
         Raises Corrupt for bytes that this view did not write.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -131,29 +131,29 @@ def _lists(a: CompiledAggregate, values: np.ndarray, valid: np.ndarray, texts: T
 
 
 def with_derived(view: CompiledView, columns: list[FeatureColumn], instants: Instants) -> list[FeatureColumn]:
-    """Adds the features computed from others; returns all in the view's order."""
+    """Adds the features computed from others; returns all in the view's order, as the view's `on_missing` has them."""
     known = {c.name: c for c in columns}
     pool = StringPool()
-    used = {name for derived in view.derived for name in _inputs(derived)}
-    leaves = {("feature", c.name): _as_column(c, pool) for c in columns if c.name in used}
+    used = {name for derived in view.derived for name in inputs_of(derived)}
+    leaves = {("feature", c.name): as_leaf(c, pool) for c in columns if c.name in used}
     for derived in view.derived:
-        column = evaluate(np, derived.expr, leaves, instants.at.size, pool)
-        leaves["feature", derived.name] = Column(column.values, column.valid, derived.dtype)
-        values = column.values.astype(NUMPY_DTYPES[derived.dtype])
+        values, valid = derive(derived, leaves, instants.at.size, pool)
         known[derived.name] = FeatureColumn(
             derived.name,
             derived.dtype,
             False,
-            _scalars(derived.dtype, values, column.valid, pool.texts),
-            column.valid,
-            _worst([known[name].status for name in _inputs(derived)], instants),
+            values,
+            valid,
+            _worst([known[name].status for name in inputs_of(derived)], instants),
             instants.latest,
         )
+    if view.on_missing == "null":
+        return [replace(known[name], valid=known[name].valid & instants.found) for name in view.order]
     return [known[name] for name in view.order]
 
 
 @lru_cache(maxsize=4096)
-def _inputs(derived: CompiledDerived) -> tuple[str, ...]:
+def inputs_of(derived: CompiledDerived) -> tuple[str, ...]:
     return names(derived.expr, "feature")
 
 
@@ -167,7 +167,18 @@ def _worst(statuses: list[np.ndarray], instants: Instants) -> np.ndarray:
     return result
 
 
-def _as_column(feature: FeatureColumn, pool: StringPool) -> Column:
+def derive(
+    derived: CompiledDerived, leaves: dict[tuple[str, str], Column], rows: int, pool: StringPool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values, as a `FeatureColumn` has them, and which are not null. The feature is a leaf from then on."""
+    column = evaluate(np, derived.expr, leaves, rows, pool)
+    leaves["feature", derived.name] = Column(column.values, column.valid, derived.dtype)
+    values = column.values.astype(NUMPY_DTYPES[derived.dtype])
+    return _scalars(derived.dtype, values, column.valid, pool.texts), column.valid
+
+
+def as_leaf(feature: FeatureColumn, pool: StringPool) -> Column:
+    """The feature as expressions take it."""
     if feature.dtype is not Dtype.STRING:
         return Column(feature.values, feature.valid, feature.dtype)
     codes = np.full(feature.values.shape, -1, np.int64)

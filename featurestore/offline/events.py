@@ -39,12 +39,12 @@ def system_columns(
     partition: int | np.ndarray,
     offsets: np.ndarray,
     event_time: str,
-    visible_time: int,
+    visible_time: int | np.ndarray,
 ) -> pa.Table:
     """A decoded batch with the columns that the lake adds, its rows in the order they came.
 
-    `partition` is one number, or one for each row; `offsets` are the rows' offsets in the source topic; `event_time`
-    names the contract's column (timestamp, no nulls); `visible_time` is the writer's instant, in microseconds.
+    `offsets` are the rows' offsets in the source topic; `event_time` names the contract's column (timestamp, no nulls);
+    `visible_time` is the writer's instant, in microseconds. `partition` and it are one number, or one for each row.
     """
     rows = batch.num_rows
     table = pa.table(batch)
@@ -53,7 +53,7 @@ def system_columns(
         PARTITION: pa.array(np.broadcast_to(np.asarray(partition, np.int32), rows)),
         OFFSET: pa.array(np.asarray(offsets, np.int64)),
         EVENT_TIME: instants,
-        VISIBLE_TIME: pa.array(np.full(rows, visible_time, np.int64)).cast(INSTANT),
+        VISIBLE_TIME: pa.array(np.broadcast_to(np.asarray(visible_time, np.int64), rows)).cast(INSTANT),
         MONTH: months(instants.view(pa.int64()).to_numpy()),
     }
     kept = {name: table[name] for name in table.column_names if name not in added}

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.clock import format_instant
 from featurestore.definitions.compiled import CompiledService, CompiledSource, CompiledView
 from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
+from featurestore.engine.own import own_features
 from featurestore.errors import UsageError
 from featurestore.offline.events import count_events, events_table, read_events
 from featurestore.offline.files import PARQUET, write_durably
@@ -23,12 +25,11 @@ from featurestore.offline.output import check_target, replacing
 from featurestore.offline.spine import Spine, read_spine, refuse_clashes
 from featurestore.registry.catalog import Catalog
 from featurestore.telemetry import package_version
-from featurestore.types import STATUSES, Dtype
+from featurestore.types import STATUS_CODES, STATUS_SUFFIX, STATUSES, Dtype, Status
 
 MAX_ROWS = 1_000_000
 """Rows of the spine that are computed, and stored in one file, at a time."""
 
-STATUS_SUFFIX = "__status"
 _STATUS_TYPE = pa.string()
 _STATUS_TEXTS = pa.array([status.value for status in STATUSES], _STATUS_TYPE)
 
@@ -59,10 +60,11 @@ def export(  # noqa: PLR0913 - the words of the verb
     check_target(target)
     resolved, number = catalog.resolve(service)
     views = service_views(resolved, catalog)
-    checked = read_spine(spine, key_columns(views), time_column)
+    fields = {field.name: field.dtype for field in resolved.request}
+    checked = read_spine(spine, key_columns(views), time_column, fields)
     versions = {name: lake.version(name) for name in {events_table(view.source.name) for view in views}}
     known = {name: version for name, version in sorted(versions.items()) if version is not None}
-    builder = Builder(lake, views, resolved.columns, checked, status=status, versions=known)
+    builder = Builder(lake, views, resolved, checked, status=status, versions=known)
     with replacing(target) as draft:
         manifest = Manifest(
             kind="exact",
@@ -85,15 +87,10 @@ def export(  # noqa: PLR0913 - the words of the verb
 
 
 def build(
-    lake: Lake,
-    views: Sequence[CompiledView],
-    columns: Sequence[tuple[str, str]],
-    spine: Spine,
-    *,
-    status: bool = False,
+    lake: Lake, views: Sequence[CompiledView], service: CompiledService, spine: Spine, *, status: bool = False
 ) -> pa.Table:
-    """The whole training set in memory; `columns` are `(view name, feature)` pairs."""
-    builder = Builder(lake, views, columns, spine, status=status, versions={})
+    """The whole training set in memory; `views` are the service's."""
+    builder = Builder(lake, views, service, spine, status=status, versions={})
     parts = [builder.rows(start) for start in range(0, len(spine), MAX_ROWS)]
     return pa.concat_tables(parts) if parts else builder.schema.empty_table()
 
@@ -105,18 +102,19 @@ class Builder:
         self,
         lake: Lake,
         views: Sequence[CompiledView],
-        columns: Sequence[tuple[str, str]],
+        service: CompiledService,
         spine: Spine,
         *,
         status: bool,
         versions: Mapping[str, int],
     ) -> None:
         self._views = {
-            view.name: narrowed(view, [feature for name, feature in columns if name == view.name]) for view in views
+            view.name: narrowed(view, [feature for name, feature in service.read if name == view.name])
+            for view in views
         }
-        self._columns, self._status = tuple(columns), status
+        self._service, self._status = service, status
         self.spine = spine
-        added = _added_fields(self._views, columns, status)
+        added = _added_fields(self._views, service, status)
         refuse_clashes(spine, {field.name for field in added})
         self.schema = pa.schema([*spine.table.schema, *added])
         _require_events(lake, views, versions)
@@ -133,10 +131,14 @@ class Builder:
         at = self.spine.at[rows]
         keys = {view.id: self.spine.canonical(tuple(view.keys), rows) for view in self._views.values()}
         answers = self._history.evaluate(keys, at)
-        found = {(view.name, column.name): column for view in self._views.values() for column in answers[view.id]}
+        for view in self._views.values():
+            _require_seen(view, answers[view.id], start)
+        found = {f"{v.name}.{column.name}": column for v in self._views.values() for column in answers[v.id]}
+        request = {name: column[rows] for name, column in self.spine.request.items()}
+        own = own_features(self._service, found, request, at.size)
         arrays = list(self.spine.table.slice(start, at.size).columns)
-        for wanted in self._columns:
-            arrays += _arrays(found[wanted], self._status)
+        for column in (*(found[f"{view}.{feature}"] for view, feature in self._service.columns), *own):
+            arrays += _arrays(column, self._status)
         return pa.table(arrays, schema=self.schema)
 
 
@@ -158,22 +160,34 @@ def digest(table: pa.Table) -> str:
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
-def _added_fields(
-    views: Mapping[str, CompiledView], columns: Sequence[tuple[str, str]], status: bool
-) -> list[pa.Field]:
+def _added_fields(views: Mapping[str, CompiledView], service: CompiledService, status: bool) -> list[pa.Field]:
+    types = [views[view].types[feature] for view, feature in service.columns]
+    types += [(dtype, False) for dtype in service.own_types.values()]
     fields = []
-    for view, feature in columns:
-        dtype, many = views[view].types[feature]
+    for name, (dtype, many) in zip(service.feature_names, types, strict=True):
         kind = ARROW_TYPES[dtype]
-        fields.append(pa.field(f"{view}.{feature}", pa.list_(kind) if many else kind))
+        fields.append(pa.field(name, pa.list_(kind) if many else kind))
         if status:
-            fields.append(pa.field(f"{view}.{feature}{STATUS_SUFFIX}", _STATUS_TYPE))
+            fields.append(pa.field(f"{name}{STATUS_SUFFIX}", _STATUS_TYPE))
     return fields
 
 
 def _arrays(column: FeatureColumn, status: bool) -> list[pa.Array]:
     values = column.to_arrow()
     return [values, _STATUS_TEXTS.take(pa.array(column.status))] if status else [values]
+
+
+def _require_seen(view: CompiledView, columns: Sequence[FeatureColumn], start: int) -> None:
+    """What a lookup of such a view refuses is not for training on either."""
+    if view.on_missing != "error" or not columns:
+        return
+    unseen = np.flatnonzero(columns[0].status == STATUS_CODES[Status.NOT_FOUND])
+    if unseen.size:
+        raise UsageError(
+            f"{view.id} has never seen the entities of {unseen.size} rows of the spine, as of row {start + unseen[0]}",
+            hint="leave these rows out; the view's on_missing is `error`, so that nothing stands in for their values",
+            field="spine",
+        )
 
 
 def _require_events(lake: Lake, views: Sequence[CompiledView], versions: Mapping[str, int]) -> None:

@@ -33,8 +33,9 @@ MONTH = "_month"
 PARTITION = "_partition"
 OFFSET = "_offset"
 EVENT_TIME = "event_time"
+ANSWERED_AT = "_answered_at"
 
-STATISTICS = (EVENT_TIME, PARTITION, OFFSET)
+STATISTICS = (EVENT_TIME, ANSWERED_AT, PARTITION, OFFSET)
 """Columns that readers skip files by; minima and maxima of the others would cost more than they save."""
 
 PARQUET: dict[str, Any] = {
@@ -201,7 +202,7 @@ def _statistics(rows: pa.Table, columns: list[str]) -> dict[str, Any]:
 
 
 def _bounds(name: str, bounds: pa.StructScalar) -> tuple[Any, Any]:
-    if name != EVENT_TIME:
+    if name not in (EVENT_TIME, ANSWERED_AT):
         return bounds["min"].as_py(), bounds["max"].as_py()
     # The log keeps milliseconds. The maximum is rounded up, so that a reader who compares plainly skips no row.
     low, high = bounds["min"].value // 1000 * 1000, -(-bounds["max"].value // 1000) * 1000

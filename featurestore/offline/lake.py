@@ -28,7 +28,7 @@ __all__ = ["Lake", "Snapshot", "app_id"]
 _NAME = re.compile(r"[a-z]+/[A-Za-z0-9_][A-Za-z0-9_.@-]*", re.ASCII)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SCHEMES = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss"})
-_ROOMS = ("events", "features", "visible")
+_ROOMS = ("events", "features", "visible", "served")
 _ATTEMPTS = 50
 """Each attempt fails only because another writer's commit succeeded, so this bounds a livelock, not a wait."""
 
@@ -96,6 +96,20 @@ class Lake:
                 if self._commit(table, handle, rows_beyond(batch, known), ahead):
                     return True
         raise Unavailable("lake", f"append to {table}: other writers won {_ATTEMPTS} times in a row")
+
+    def add(self, table: str, rows: pa.Table) -> None:
+        """Adds rows that stand in no log: as `append`, without `_partition`, `_offset` and marks.
+
+        Nothing tells whether rows are there already. After an error they mostly are not; where a store took the
+        commit and only its answer was lost, they are.
+        """
+        _check_name(table)
+        with self._locked(table), self._errors(f"add to {table}"):
+            for _ in range(_ATTEMPTS):
+                handle = self._handle(table) or self._create(table, rows.schema)
+                if self._commit(table, handle, rows, {}):
+                    return
+        raise Unavailable("lake", f"add to {table}: other writers won {_ATTEMPTS} times in a row")
 
     def recorded(self, table: str, app_ids: Sequence[str]) -> dict[str, int]:
         """Last recorded offset by app id; ids that were never recorded are absent."""
@@ -242,6 +256,7 @@ _DESCRIPTIONS = {
     "events": "Validated events of a source, each once. Written by featurestore; append only.",
     "features": "Feature rows as they were materialised. Written by featurestore; append only.",
     "visible": "When events became readable online. Written by featurestore; append only.",
+    "served": "Lookups as they were answered, a sample. Written by featurestore; append only.",
 }
 
 

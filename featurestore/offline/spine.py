@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Spine:
     """Entity key columns, as string, int64 or bool; nulls kept."""
     at: np.ndarray
     """`int64[n]`, µs."""
+    request: Mapping[str, pa.Array] = field(default_factory=dict)
+    """Columns of request fields, as string, int64, float64 or bool; nulls kept."""
 
     def __len__(self) -> int:
         return int(self.at.size)
@@ -46,18 +49,29 @@ class Spine:
         return canonical_keys([self.keys[name][rows] for name in columns])
 
 
-def read_spine(given: Any, keys: Mapping[str, Dtype], time_column: str = "event_time") -> Spine:
+def read_spine(
+    given: Any,
+    keys: Mapping[str, Dtype],
+    time_column: str = "event_time",
+    fields: Mapping[str, Dtype] = MappingProxyType({}),
+) -> Spine:
     """Check a spine: the path of a Parquet or CSV file, or a table of Arrow, pandas, Polars or whatever speaks Arrow.
 
     Key columns must have the entity's types: text for str, whole numbers for int; nothing is converted, since `7` and
     `"007"` are not the same entity. Null keys are allowed and find nothing. Times are timestamps with a zone, in any
-    unit, or RFC 3339 text; a time without a zone is refused. Raises InvalidRequest that names the column and row.
+    unit, or RFC 3339 text; a time without a zone is refused. Each of `fields`, which a service takes from requests, is
+    a column of its name: of whole numbers too where it is a float, and finite. It is there also where it has a default:
+    a name that is misspelt could not be told from one that was left out.
+
+    Raises InvalidRequest that names column and row.
     """
-    wanted = [*keys, time_column]
-    table = _from_file(Path(given), keys, time_column) if isinstance(given, str | Path) else _from_object(given)
-    _check_names(table, wanted)
-    checked = {name: _key(name, _whole(table[name]), dtype) for name, dtype in keys.items()}
-    return Spine(table, checked, instants(_whole(table[time_column]), time_column))
+    types = {name: _ACCEPTED[dtype][1] for name, dtype in {**keys, **fields}.items()} | {time_column: pa.string()}
+    table = _from_file(Path(given), types) if isinstance(given, str | Path) else _from_object(given)
+    _check_names(table, [*keys, time_column], "")
+    _check_names(table, [*fields], "it is a request field of the service; ")
+    checked = {name: _typed(name, _whole(table[name]), dtype, _KEY) for name, dtype in keys.items()}
+    request = {name: _finite(name, _typed(name, _whole(table[name]), dtype, _FIELD)) for name, dtype in fields.items()}
+    return Spine(table, checked, instants(_whole(table[time_column]), time_column), request)
 
 
 def refuse_clashes(spine: Spine, added: Collection[str]) -> None:
@@ -152,49 +166,67 @@ _TIMES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array, str], np.
 )
 
 
-def _key(name: str, column: pa.Array, dtype: Dtype) -> pa.Array:
+_KEY, _FIELD = "the entity declares", "the service's request field is"
+
+
+def _typed(name: str, column: pa.Array, dtype: Dtype, declared: str) -> pa.Array:
     column = _plain_text(column)
-    test, target, expected = _KEYS[dtype]
+    test, target, expected = _ACCEPTED[dtype]
     if pa.types.is_null(column.type) or test(column.type):
         try:
             return column.cast(target)
         except pa.ArrowInvalid:
-            raise _bad(name, "has numbers that do not fit 64 bits", "an int key is a signed 64-bit integer") from None
-    hint = _KEY_HINTS.get((dtype, pa.types.is_floating(column.type)), "")
-    raise _bad(name, f"is {column.type} in the spine, expected {expected}: the entity declares {dtype}", hint)
+            raise _bad(name, "has numbers that do not fit 64 bits", _WIDTH_HINTS[dtype]) from None
+    hint = _HINTS.get((dtype, pa.types.is_floating(column.type)), "")
+    raise _bad(name, f"is {column.type} in the spine, expected {expected}: {declared} {dtype}", hint)
 
 
-_KEYS: dict[Dtype, tuple[Callable[[pa.DataType], bool], pa.DataType, str]] = {
+def _finite(name: str, column: pa.Array) -> pa.Array:
+    if pa.types.is_floating(column.type):
+        odd = np.flatnonzero(pc.invert(pc.is_finite(column)).fill_null(False).to_numpy(zero_copy_only=False))
+        if odd.size:
+            raise _bad(name, f"row {int(odd[0])} is {column[int(odd[0])]}", "a value that is not known is null")
+    return column
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+_ACCEPTED: dict[Dtype, tuple[Callable[[pa.DataType], bool], pa.DataType, str]] = {
     Dtype.STRING: (pa.types.is_string, pa.string(), "text"),
     Dtype.INT: (pa.types.is_integer, pa.int64(), "whole numbers"),
     Dtype.BOOL: (pa.types.is_boolean, pa.bool_(), "booleans"),
+    Dtype.FLOAT: (_is_number, pa.float64(), "numbers"),
 }
-_KEY_HINTS = {
-    (Dtype.STRING, False): "write the key as the events do: 7 and '007' are different entities",
+_WIDTH_HINTS = {Dtype.INT: "an int is a signed 64-bit integer", Dtype.FLOAT: "a float is exact up to 2^53"}
+_HINTS = {
+    (Dtype.STRING, False): "write it as the events do: 7 and '007' are not the same",
     (Dtype.INT, True): "pandas turns integers with gaps into floats: use df[c].astype('Int64')",
 }
 
 
-def _check_names(table: pa.Table, wanted: Sequence[str]) -> None:
+def _check_names(table: pa.Table, wanted: Sequence[str], why: str) -> None:
     names = table.column_names
     for name in wanted:
         if name not in names:
             near = near_matches(name, names)
             guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            hint = f"its columns: {', '.join(names)}" if names else "it has no columns"
+            hint = why + (f"its columns: {', '.join(names)}" if names else "it has no columns")
             raise InvalidRequest(f"spine: there is no column {name!r}{guess}", hint=hint, field=name)
     repeated = [name for i, name in enumerate(names) if name in names[:i]]
     if repeated:
         raise _bad(repeated[0], "is there twice", "each column needs a name of its own")
 
 
-def _from_file(path: Path, keys: Mapping[str, Dtype], time_column: str) -> pa.Table:
+def _from_file(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """`types` are those of columns that are looked at, for files that do not say them."""
     reader = _FILES.get(path.suffix.lower())
     if reader is None:
         hint = f"use a file that ends in {' or '.join(_FILES)}"
         raise InvalidRequest(f"spine: {path.name} is neither Parquet nor CSV", hint=hint, field="spine")
     try:
-        return reader(path, keys, time_column)
+        return reader(path, types)
     except FileNotFoundError:
         raise InvalidRequest(f"spine: there is no file {path}", field="spine") from None
     except (pa.ArrowException, OSError) as error:
@@ -202,19 +234,21 @@ def _from_file(path: Path, keys: Mapping[str, Dtype], time_column: str) -> pa.Ta
         raise InvalidRequest(f"spine: {path} cannot be read: {text}", field="spine") from error
 
 
-def _read_parquet(path: Path, keys: Mapping[str, Dtype], time_column: str) -> pa.Table:
+def _read_parquet(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     with path.open("rb") as file:
         return pq.read_table(file, page_checksum_verification=True)
 
 
-def _read_csv(path: Path, keys: Mapping[str, Dtype], time_column: str) -> pa.Table:
-    types = {name: _KEYS[dtype][1] for name, dtype in keys.items()} | {time_column: pa.string()}
+def _read_csv(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     # Only an empty field is null: NA is an airline's code, and a country's.
-    options = pacsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+    options = pacsv.ConvertOptions(column_types=dict(types), null_values=[""], strings_can_be_null=True)
     return pacsv.read_csv(path, convert_options=options)
 
 
-_FILES: dict[str, Callable[[Path, Mapping[str, Dtype], str], pa.Table]] = {".parquet": _read_parquet, ".csv": _read_csv}
+_FILES: dict[str, Callable[[Path, Mapping[str, pa.DataType]], pa.Table]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
 
 
 def _from_object(given: Any) -> pa.Table:

@@ -8,10 +8,11 @@ from typing import Any
 
 from featurestore.contracts.contract import Contract, parse_contract
 from featurestore.definitions import codec
-from featurestore.definitions.compile import ViewKey, compile_service, compile_view
+from featurestore.definitions.compile import compile_view
 from featurestore.definitions.compiled import CompiledService, CompiledSource, CompiledView
 from featurestore.definitions.faults import Faults
 from featurestore.definitions.model import FeatureView
+from featurestore.definitions.services import ViewKey, compile_service
 from featurestore.definitions.sources import compile_source
 from featurestore.errors import ContractError, Corrupt, Fault, NotFound
 from featurestore.registry.revision import EMPTY_CONTENT, Content, Revision

@@ -13,6 +13,7 @@ from featurestore.definitions.compile import Definitions
 from featurestore.definitions.compiled import CompiledService, CompiledView
 from featurestore.definitions.fingerprint import differences
 from featurestore.definitions.model import FeatureService, FeatureView, Source
+from featurestore.definitions.services import service_differences
 from featurestore.errors import BreakingChange, RegistryConflict, UsageError
 from featurestore.registry.catalog import DEFAULT_ALIAS, EMPTY, Catalog
 from featurestore.registry.log import Registry
@@ -202,7 +203,8 @@ class _Draft:
         data = {**codec.service_to_data(raw), "fingerprint": service.fingerprint}
         self._sections["services"].setdefault(service.name, {})[str(version)] = data
         if not same:
-            yield Step("service", service.name, f"new version {version}: {len(service.columns)} features")
+            newest = versions[max(versions)] if versions else None
+            yield Step("service", service.name, f"new version {version}: {_new_service(service, newest, version)}")
         else:
             stored = self._base.content["services"][service.name][str(version)]
             if changed := [field for field in data if data[field] != stored[field]]:
@@ -228,6 +230,13 @@ def _new_view(view: CompiledView, newest: CompiledView | None) -> str:
     if newest is None:
         return f"new, {len(view.order)} features of {view.entity}"
     return f"new version; since {newest.id}: {'; '.join(differences(newest, view)) or 'nothing'}"
+
+
+def _new_service(service: CompiledService, newest: CompiledService | None, version: int) -> str:
+    count = f"{len(service.feature_names)} features"
+    if newest is None:
+        return count
+    return f"{count}; since version {version - 1}: {'; '.join(service_differences(newest, service))}"
 
 
 def _field_changes(old: Contract, new: Contract) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurestore.definitions.compiled import CompiledService
 from featurestore.engine.columns import ARROW_TYPES
 from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.export import build
@@ -67,7 +68,9 @@ def test_an_export_from_the_lake_equals_the_oracle(entity: str, data: st.DataObj
         lake = Lake(str(Path(directory) / "lake"))
         fill(lake, data.draw(schedules(stream)))
         spine = read_spine(spine_of(rows, columns), view.keys)
-        made = build(lake, [view], [(view.name, name) for name in view.order], spine, status=True)
+        answered = tuple((view.name, name) for name in view.order)
+        service = CompiledService("service", ((view.name, view.version),), answered, fingerprint="")
+        made = build(lake, [view], service, spine, status=True)
         past = lookup_at(lake, [view], spine.keys, spine.at)[view.id]
 
     assert made.num_rows == len(rows)

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.definitions.expressions import TYPE_RULES, Expr, TypeFault, col, from_data, infer, lit, to_data, when
+from featurestore.definitions.expressions import TYPE_RULES, Expr, TypeFault, col, infer, lit, when
+from featurestore.definitions.treedata import from_data, to_data
 from featurestore.engine.columns import NUMPY_DTYPES, Column, StringPool
 from featurestore.engine.evaluate import KERNELS, evaluate
 from featurestore.types import Dtype

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from featurestore import Entity, agg, col, feature, when
 from featurestore.definitions import codec, expressions
-from featurestore.definitions.compile import compile_service
 from featurestore.definitions.expressions import Expr, lit
 from featurestore.definitions.jsontext import dumps, loads
+from featurestore.definitions.services import compile_service
 from tests.unit.definitions.flights import Departures, compiled, delays, service, view
 
 NUMBERS = st.sampled_from([col("dep_delay"), col("distance")]) | st.one_of(

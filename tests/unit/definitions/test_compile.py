@@ -5,10 +5,11 @@ import pytest
 
 from featurestore import Entity, FeatureService, Source, agg, col, feature, feature_view, when
 from featurestore.clock import HOUR, MINUTE, SECOND, parse_instant
-from featurestore.definitions.compile import check, compile_service
+from featurestore.definitions.compile import check
 from featurestore.definitions.compiled import CompiledAggregate
 from featurestore.definitions.expressions import Expr
 from featurestore.definitions.model import Feature, FeatureView
+from featurestore.definitions.services import compile_service
 from featurestore.errors import ContractError, DefinitionError, Fault, NotFound
 from featurestore.types import Dtype
 from tests.unit.definitions.flights import (
@@ -144,7 +145,10 @@ VIEW_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "where on a string": ({"where": col("carrier")}, "AirportDelay: where is string; expected a condition"),
     "where on an unknown column": ({"where": col("carier") == "AA"}, "unknown column 'carier'; did you mean"),
     "on_missing": ({"on_missing": "defualt"}, "unknown on_missing 'defualt'; did you mean 'default'?"),
-    "on_stale": ({"on_stale": "ignore"}, "unknown on_stale 'ignore'; expected one of default, error, null, serve"),
+    "on_stale": ({"on_stale": "ignore"}, "unknown on_stale 'ignore'; expected one of default, error, last_known(5m)"),
+    "on_stale without an age": ({"on_stale": "last_known"}, "on_stale 'last_known'; did you mean 'last_known(5m)'?"),
+    "on_stale with a strange age": ({"on_stale": "last_known(5 min)"}, "'last_known(5 min)': '5 min' is no duration"),
+    "on_stale of no age": ({"on_stale": "last_known(0s)"}, "'last_known(0s)': '0s' is no time at all"),
     "owner": ({"owner": 5}, "owner is 5; expected a string"),
     "tag": ({"tags": {"team": 5}}, "tag 'team' is 5; expected a string"),
     "upper-case feature": ({"features": {"Late": agg.count()}}, "AirportDelay.Late: 'Late' is no feature name"),
@@ -279,6 +283,15 @@ def test_a_faulty_service_is_named_with_what_was_expected(case: str) -> None:
     with pytest.raises(DefinitionError) as caught:
         check([], [raw], {CONTRACT_ID: contract()})
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "faults"), [(500, 0), (501, 1)])
+def test_a_service_has_a_bounded_number_of_features(count: int, faults: int) -> None:
+    wide = view(features={f"f{i}": agg.count() for i in range(count)})
+    found, said = compile_service(service(wide), {("airport_delay", 1): compiled(wide)})
+
+    assert faults == len(said) == (found is None)
+    assert [f"flight_delay: has {count} features"] * faults == [str(f).partition(";")[0] for f in said]
 
 
 def test_a_view_and_a_pick_of_it_share_no_feature() -> None:

@@ -20,7 +20,7 @@ def fingerprint(**given: Any) -> str:
 
 SAME_MEANING: dict[str, dict[str, Any]] = {
     "texts": {"owner": "ml@example.com", "tags": ["gold"]},
-    "objectives": {"freshness": "10s", "on_missing": "null", "on_stale": "error"},
+    "objectives": {"freshness": "10s", "on_missing": "error", "on_stale": "last_known(5m)"},
     "version": {"version": 2},
     "order of lines": {"features": dict(reversed(BASE.items()))},
     "spelling of a window": {"features": {**BASE, "n": agg.count(window="60m")}},
@@ -55,6 +55,7 @@ OTHER_MEANING: dict[str, tuple[dict[str, Any], str]] = {
     "fewer": ({"features": {"n": BASE["n"], "m": BASE["m"]}}, "d: removed"),
     "view's condition": ({"where": col("cancelled")}, "where none -> col('cancelled')"),
     "ttl": ({"ttl": "7d"}, "ttl none -> 7d"),
+    "nulls for the missing": ({"on_missing": "null"}, "on_missing none -> null"),
     "keys": ({"entity": Entity("airport", {"carrier": str})}, "keys origin string -> carrier string"),
     "topic": ({"source": replace(Departures, topic="flights.v2")}, "source topic flights.departures -> flights.v2"),
     "lateness": ({"source": replace(Departures, lateness="1h")}, "source lateness 0s -> 1h"),

@@ -183,7 +183,7 @@ def test_build_gives_the_same_in_memory(lake: Lake, tmp_path: Path) -> None:
     run(lake, tmp_path / "out")
     service, _ = catalog().resolve("flight_delay")
     views = service_views(service, catalog())
-    made = build(lake, views, service.columns, read_spine(spine(*ROWS), key_columns(views)))
+    made = build(lake, views, service, read_spine(spine(*ROWS), key_columns(views)))
     assert made.equals(read(tmp_path / "out"))
 
 

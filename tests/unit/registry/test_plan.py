@@ -84,7 +84,7 @@ def test_a_new_version_says_what_it_changes_and_leaves_prod(registry: Registry) 
     assert steps(catalog, second) == [
         "view airport_delay@2: new version; since airport_delay@1: late_1h: where (col('dep_delay') > 15) -> "
         "(col('dep_delay') > 30)",
-        "service flight_delay: new version 2: 6 features",
+        "service flight_delay: new version 2: 6 features; since version 1: view airport_delay: 1 -> 2",
     ]
     after = apply(registry, second, now=NOW)
     assert after.aliases == {"flight_delay": {"prod": 1}}
@@ -112,7 +112,11 @@ def test_texts_change_in_place(registry: Registry) -> None:
 def test_a_service_of_other_content_is_a_new_version_and_other_texts_are_not(registry: Registry) -> None:
     catalog = apply(registry, definitions(), now=NOW)
     picked = definitions(services=[service(delays().pick("late_1h"))])
-    assert steps(catalog, picked) == ["service flight_delay: new version 2: 1 features"]
+    assert steps(catalog, picked) == [
+        "service flight_delay: new version 2: 1 features; since version 1: airport_delay.departures_1h: removed; "
+        "airport_delay.delay_mean_1h: removed; airport_delay.delay_max_24h: removed; "
+        "airport_delay.late_share_1h: removed; airport_delay.last_carrier: removed"
+    ]
     owned = definitions(services=[service(delays(), owner="ml@example.com")])
     assert steps(catalog, owned) == ["service flight_delay: version 1: other owner"]
 
