@@ -9,13 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from featurestore.client.http import AsyncClient, Client
     from featurestore.definitions.aggregates import agg
-    from featurestore.definitions.expressions import col, feature, when
+    from featurestore.definitions.expressions import col, feature, request, when
     from featurestore.definitions.model import Entity, FeatureService, FeatureView, Source, feature_view
     from featurestore.errors import FeatureStoreError
     from featurestore.offline.export import export
 
 _HOMES = {
+    "AsyncClient": "featurestore.client.http",
+    "Client": "featurestore.client.http",
     "Entity": "featurestore.definitions.model",
     "FeatureService": "featurestore.definitions.model",
     "FeatureStoreError": "featurestore.errors",
@@ -26,11 +29,14 @@ _HOMES = {
     "export": "featurestore.offline.export",
     "feature": "featurestore.definitions.expressions",
     "feature_view": "featurestore.definitions.model",
+    "request": "featurestore.definitions.expressions",
     "when": "featurestore.definitions.expressions",
 }
 """Public name → module that defines it."""
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Entity",
     "FeatureService",
     "FeatureStoreError",
@@ -41,6 +47,7 @@ __all__ = [
     "export",
     "feature",
     "feature_view",
+    "request",
     "when",
 ]
 

@@ -11,6 +11,7 @@ HEAVY = {
     "duckdb",
     "pyarrow",
     "redis",
+    "httpx",
     "fastapi",
     "cupy",
     "pydantic",
@@ -37,6 +38,12 @@ DEFINING = "from featurestore import Entity, FeatureService, Source, agg, col, f
 @pytest.mark.parametrize("statement", ["import featurestore", DEFINING])
 def test_importing_the_package_loads_nothing_heavy(statement: str) -> None:
     assert loaded_by(statement) & HEAVY == set()
+
+
+def test_a_client_needs_nothing_of_the_store() -> None:
+    asking = "from featurestore import AsyncClient, Client; Client('http://127.0.0.1:1').close()"
+
+    assert {"httpx"} == loaded_by(asking) & HEAVY
 
 
 def test_public_names_are_sorted_and_all_there() -> None:
