@@ -6,8 +6,9 @@ the edges only.
 
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -21,6 +22,9 @@ MAX_INSTANT = 253_402_300_800 * SECOND - 1
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+Instant = int | str | datetime
+"""Microseconds since 1970 UTC, RFC 3339 text with a zone, or an aware datetime."""
 
 
 class Clock(Protocol):
@@ -73,6 +77,14 @@ def parse_instant(text: str) -> int:
     return micros
 
 
+def to_instant(value: Instant) -> int:
+    """Microseconds, whichever way an instant is given. Raises ValueError that says what is wrong."""
+    for kind, read in _READERS.items():
+        if isinstance(value, kind):
+            return read(value)
+    raise ValueError(f"{value!r} is neither microseconds nor RFC 3339 text nor a datetime")
+
+
 def from_datetime(moment: datetime) -> int:
     """Aware datetime → microseconds. Raises ValueError where the zone is missing."""
     if moment.tzinfo is None:
@@ -84,3 +96,6 @@ def format_instant(micros: int) -> str:
     """Microseconds → RFC 3339 with `Z`, six digits only where there is a fraction."""
     moment = _EPOCH + timedelta(microseconds=micros)
     return moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
+
+
+_READERS: dict[type, Callable[[Any], int]] = {int: int, str: parse_instant, datetime: from_datetime}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from featurestore.errors import ConfigError, near_matches
@@ -15,6 +15,10 @@ from featurestore.errors import ConfigError, near_matches
 PREFIX = "FS_"
 EMBEDDED = "embedded"
 """The value of `FS_KAFKA` and `FS_REDIS` that starts the part inside the process group."""
+JWT_ALGORITHMS = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+)  # fmt: skip
+"""Those with a public key: no setting can turn on `none` or a shared secret."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +45,20 @@ def _redis_url(text: str) -> str:
     if text == EMBEDDED or re.match(r"(redis|rediss|unix)://.", text):
         return text
     raise ValueError("expected redis://host:port/db, rediss://…, unix:///path or 'embedded'")
+
+
+def _algorithms(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in JWT_ALGORITHMS]
+    if unknown:
+        raise ValueError(f"expected names with commas, of {', '.join(JWT_ALGORITHMS)}")
+    return ",".join(names)
+
+
+def _replica_url(text: str) -> str:
+    if not text or re.match(r"(redis|rediss|unix)://.", text):
+        return text
+    raise ValueError("expected redis://host:port/db, rediss://… or unix:///path")
 
 
 class Settings(BaseSettings):
@@ -80,6 +98,59 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address that the read API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port that the read API listens on; 0 takes a free one.")
+    auth: Literal["auto", "none", "required"] = Field(
+        "auto",
+        description="Whether callers must say who they are; `auto`: unless the API listens on this machine only and "
+        "neither keys nor tokens are configured.",
+    )
+    api_keys: str = Field("", description="API keys, as lines of NAME SCOPES sha256:HEX [EXPIRY].")
+    api_keys_file: Path | None = Field(None, description="File with such lines; read again when it changes.")
+    jwt_issuer: str = Field("", description="`iss` that tokens must have.")
+    jwt_audience: str = Field("", description="`aud` that tokens must have, or have among others.")
+    jwt_keys_file: Path | None = Field(
+        None, description="The issuer's public keys, PEM or a JSON Web Key Set; read again when it changes."
+    )
+    jwt_algorithms: Annotated[str, AfterValidator(_algorithms)] = Field(
+        "RS256,ES256,EdDSA", description="Signatures that tokens may have, with commas."
+    )
+    tls_cert: Path | None = Field(None, description="Certificate chain of the read API, PEM; unset serves plain HTTP.")
+    tls_key: Path | None = Field(None, description="Its private key, PEM, without a passphrase.")
+    tls_ca: Path | None = Field(
+        None, description="Certificates, PEM: only clients with a certificate of one of these may connect."
+    )
+    api_key: SecretStr | None = Field(None, description="Key that the command line shows to the read API.")
+    redis_replica: Annotated[str, AfterValidator(_replica_url)] = Field(
+        "", description="URL of a replica that slow reads of lookups are repeated on; empty: none are."
+    )
+    last_known_bytes: ByteSize = Field(
+        ByteSize(64 << 20),
+        ge=0,
+        description="Memory of an API process for the last values of views whose `on_stale` is `last_known(…)`.",
+    )
+    lookups_at_once: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        description="Lookups under way in an API process; one counts 1, and 1 more per 256 bytes of its body.",
+    )
+    lookups_waiting: int = Field(
+        1_000, ge=0, le=1_000_000, description="Lookups that may wait for the others, counted in the same way."
+    )
+    lookup_wait_ms: float = Field(
+        50.0, gt=0, le=60_000, description="How long a lookup may wait until it is refused with 503."
+    )
+    caller_lookups: int = Field(
+        0, ge=0, le=1_000_000, description="Lookups of one caller, under way or waiting, in a process; 0: no quota."
+    )
+    connections: int = Field(
+        1_000, ge=1, le=1_000_000, description="Open connections to an API process; lookups on more are refused."
+    )
+    served_share: float = Field(
+        0.0, ge=0, le=1, description="Share of the answers that the read API records in the lake; 0 records none."
+    )
+    served_interval_seconds: float = Field(
+        60.0, ge=0.05, le=3600, description="Recorded answers are appended to the lake at least this often."
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="Address that a worker serves its metrics on.")
     metrics_port: int | None = Field(
         None,

@@ -7,7 +7,8 @@ FeatureStoreError
 │   ├── ConfigError          a setting (FS_*) is missing or malformed
 │   ├── NotFound             a name is unknown; carries near matches
 │   ├── InvalidRequest       a lookup or spine is malformed; names the field
-│   └── AtOutOfRange         the instant cannot be answered exactly from here
+│   ├── AtOutOfRange         the instant cannot be answered exactly from here
+│   └── AccessDenied         the read API does not know the caller, or does not let them
 ├── BreakingChange           a plan would change what a published version means
 ├── RegistryConflict         another writer made the revision first
 ├── ReplayConflict           another process is sending dead letters of the topic
@@ -33,6 +34,8 @@ class FeatureStoreError(Exception):
     code = "error"
     exit_code = 1
     status = 500
+    instance = ""
+    """What the read API's log calls this occurrence, where the error comes from there."""
 
     def __init__(self, message: str, *, hint: str = "", field: str = "") -> None:
         super().__init__(message)
@@ -109,6 +112,12 @@ class AtOutOfRange(UsageError):
     code = "at_out_of_range"
 
 
+class AccessDenied(UsageError):
+    code = "forbidden"
+    exit_code = 1
+    status = 403
+
+
 class BreakingChange(FeatureStoreError):
     code = "breaking_change"
     exit_code = 4
@@ -135,7 +144,7 @@ class LogTooShort(FeatureStoreError):
 
 
 class Unavailable(FeatureStoreError):
-    """`part` is one of `kafka`, `redis`, `lake`."""
+    """`part` is one of `kafka`, `redis`, `lake`, `registry`, `api`."""
 
     code = "unavailable"
     status = 503

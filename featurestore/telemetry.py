@@ -61,8 +61,56 @@ LOOKUP_DURATION = Histogram(
     registry=REGISTRY,
 )
 LOOKUPS = Counter("fs_lookups_total", "Lookups by outcome.", ("service", "outcome"), registry=REGISTRY)
+LOOKUPS_SHED = Counter(
+    "fs_lookups_shed_total",
+    "Lookups refused before they were read, by request class and reason: waited, budget, queue_full, memory, "
+    "connections or quota.",
+    ("class", "reason"),
+    registry=REGISTRY,
+)
+LOOKUPS_RUNNING = Gauge("fs_lookups_running", "Lookups that were let in and are not answered yet.", registry=REGISTRY)
+LOOKUPS_LIMIT = Gauge(
+    "fs_lookups_limit", "What may run at a time now, counted as FS_LOOKUPS_AT_ONCE is.", registry=REGISTRY
+)
+LOOKUPS_WAITING = Gauge("fs_lookups_waiting", "Lookups that wait to be let in.", registry=REGISTRY)
+CONNECTIONS = Gauge("fs_connections", "Open connections to this API process.", registry=REGISTRY)
+ACCESS_REFUSED = Counter(
+    "fs_access_refused_total",
+    "Requests whose sender was not believed, by reason; `scope` and `admin`: believed, and may not ask for this.",
+    ("reason",),
+    registry=REGISTRY,
+)
+ACCESS_FILE_BROKEN = Gauge(
+    "fs_access_file_broken",
+    "1 while a file of keys cannot be used as it is, by its setting; what was read before stays in force.",
+    ("setting",),
+    registry=REGISTRY,
+)
 STORE_DURATION = Histogram(
     "fs_store_duration_seconds", "Round trips to the online store.", ("op",), buckets=_FAST, registry=REGISTRY
+)
+STORE_BREAKER_STATE = Gauge(
+    "fs_store_breaker_state",
+    "Whether lookups ask the online store: 0 they do, 1 a single probe does, 2 nobody does.",
+    registry=REGISTRY,
+)
+STORE_BREAKER_OPENED = Counter(
+    "fs_store_breaker_opened_total", "How often lookups stopped asking the online store.", registry=REGISTRY
+)
+STORE_HEDGES = Counter(
+    "fs_store_hedges_total",
+    "Reads that a replica was asked for as well, by outcome: won, lost (the first answer came first) or failed.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+FALLBACK_ROWS = Counter(
+    "fs_fallback_rows_total",
+    "Rows of a view that were answered without its stored values, by what stood in: last_known, default or null.",
+    ("view", "kind"),
+    registry=REGISTRY,
+)
+LAST_KNOWN_BYTES = Gauge(
+    "fs_last_known_bytes", "Memory of values that are kept for when the online store is away.", registry=REGISTRY
 )
 REGISTRY_REVISION = Gauge("fs_registry_revision", "The registry revision in use.", registry=REGISTRY)
 WAITING_FOR = Gauge(
@@ -75,6 +123,15 @@ PARTITION_STOPPED = Gauge(
     registry=REGISTRY,
 )
 STATE_ENTITIES = Gauge("fs_state_entities", "Entities in a worker's state arrays.", ("view",), registry=REGISTRY)
+SERVED_ROWS = Counter(
+    "fs_served_rows_total", "Rows of answers that were recorded in the lake.", ("service",), registry=REGISTRY
+)
+SERVED_DROPPED = Counter(
+    "fs_served_dropped_total",
+    "Rows of answers that were chosen to be recorded, and were not: too many waited for the lake.",
+    ("service",),
+    registry=REGISTRY,
+)
 LAKE_APPEND = Histogram(
     "fs_lake_append_seconds", "One transaction of a lake table.", ("table",), buckets=_APPEND, registry=REGISTRY
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.cli import http
+from featurestore.cli.access import access_findings
 from featurestore.cli.environment import DEFAULT_DEFINITIONS
 from featurestore.cli.streamed import stream_answer
 from featurestore.clock import SECOND, SystemClock, format_instant
@@ -68,6 +69,7 @@ def examine() -> Iterator[Line]:
     yield from _lines("redis", lambda: _redis(settings))
     yield from _lines("kafka", lambda: _kafka(settings, catalog))
     yield from _lines("worker", lambda: _worker(settings, catalog))
+    yield from _lines("access", lambda: access_findings(settings, SystemClock().now()))
     yield from _lines("api", lambda: _api(settings))
 
 
@@ -256,8 +258,7 @@ def _rebuild(view: str, mark: Rebuild, now: int) -> Finding:
 
 
 def _api(settings: Settings) -> list[Finding]:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 — a name, no bind
-    url = f"http://{host}:{settings.port}"
+    url = http.api_url(settings)
     if not http.is_ok(f"{url}/healthz"):
         hint = "start: featurestore serve; or set FS_HOST and FS_PORT to where it is"
         return [Finding("", Level.ADVICE, f"nothing serves at {url}", hint)]

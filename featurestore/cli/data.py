@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,9 @@ def lookup(
     context: typer.Context,
     service: Annotated[str, typer.Argument(help="As flight_delay, flight_delay@prod, flight_delay@3.")],
     keys: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Every entity key of the service.")],
+    request: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A request field of the service; may be repeated.")
+    ] = None,
     at: Annotated[str, typer.Option(help="An instant with its zone, as 2013-07-04T12:00:00Z; default now.")] = "",
     url: Annotated[str, typer.Option(help="The read API; default http://FS_HOST:FS_PORT.")] = "",
     output: FormOption = None,
@@ -65,11 +69,16 @@ def lookup(
     """Asks the read API for one entity's features."""
     from featurestore.cli import http
 
-    base = http.require_http(url) if url else _default_url()
-    given = _pairs(keys)
-    types = _key_types(http.get(f"{base}/v1/services"), service)
-    entity = {name: _typed(name, text, types.get(name, "string")) for name, text in given.items()}
-    body = {"service": service, "entities": {name: [value] for name, value in entity.items()}, "at": at or None}
+    base = http.require_http(url) if url else http.api_url(load())
+    keyed, fields = _pairs(keys), _pairs(request or [])
+    catalog = http.get(f"{base}/v1/services")
+    entity = _typed_pairs(keyed, _types(catalog, service, "entities"))
+    body = {
+        "service": service,
+        "entities": {name: [value] for name, value in entity.items()},
+        "at": at or None,
+        "request": _typed_pairs(fields, _types(catalog, service, "request")) or None,
+    }
     answer = http.post(f"{base}/v1/lookup?shape=full", body)
     row = answer["rows"][0]
     envelope = {name: answer[name] for name in ("service", "version", "revision", "at")}
@@ -121,12 +130,6 @@ def export(  # noqa: PLR0913, PLR0917 — the words of the verb
         say("the spine is empty: the export has its columns and no rows")
 
 
-def _default_url() -> str:
-    settings = load()
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 — a name, no bind
-    return f"http://{host}:{settings.port}"
-
-
 def _pairs(given: list[str]) -> dict[str, str]:
     """Raises UsageError for what is not KEY=VALUE, or is there twice."""
     pairs: dict[str, str] = {}
@@ -140,11 +143,15 @@ def _pairs(given: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _key_types(catalog: Mapping[str, Any], service: str) -> dict[str, str]:
-    """Types of the service's entity keys. A service that is not there has none; the lookup then says so."""
+def _types(catalog: Mapping[str, Any], service: str, part: str) -> dict[str, str]:
+    """Types of the service's `entities` or `request`. One that is not there has none; the lookup then says so."""
     wanted = service.partition("@")[0]
-    known = {summary["name"]: summary["entities"] for summary in catalog["services"]}
-    return {key["name"]: key["type"] for key in known.get(wanted, ())}
+    known = {summary["name"]: summary[part] for summary in catalog["services"]}
+    return {member["name"]: member["type"] for member in known.get(wanted, ())}
+
+
+def _typed_pairs(texts: Mapping[str, str], types: Mapping[str, str]) -> dict[str, Any]:
+    return {name: _typed(name, text, types.get(name, "string")) for name, text in texts.items()}
 
 
 def _typed(name: str, text: str, kind: str) -> Any:
@@ -154,12 +161,19 @@ def _typed(name: str, text: str, kind: str) -> Any:
         raise UsageError(f"{name}={text}: expected {_EXPECTED.get(kind, kind)}", field=name) from None
 
 
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "string": str,
     "int": int,
+    "float": lambda text: _finite(float(text)),
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
 }
-_EXPECTED = {"int": "a whole number", "bool": "true or false"}
+_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def _draw_lookup(out: Console, document: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from featurestore.cli.processes import Child, child_environment, module_command
 from featurestore.clock import SystemClock
 from featurestore.config import EMBEDDED, PREFIX, Settings
 from featurestore.definitions.load import load_definitions
-from featurestore.errors import ConfigError, FeatureStoreError, UsageError
+from featurestore.errors import AccessDenied, ConfigError, FeatureStoreError, UsageError
 from featurestore.offline.lake import Lake
 from featurestore.online.embedded import EmbeddedRedis
 from featurestore.registry.log import Registry
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 START_SECONDS = 60.0
 """For each part; a laptop that is busy with something else takes its time."""
 DRAIN_SECONDS = 20.0
-_LISTENS = re.compile(r"read API on (http://\S+)")
+_LISTENS = re.compile(r"read API on (https?://\S+)")
 _ADDRESS = re.compile(r"^\S+:\d+(,\S+:\d+)*$", re.MULTILINE)
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _LAKE_ROOMS = frozenset({"registry", "events", "features", "visible", "served"})
@@ -280,6 +280,8 @@ class Stack:
         """Whether a worker vouches for every partition of every view."""
         try:
             views = get(self.url + "/v1/status")["views"]
+        except AccessDenied:
+            raise
         except FeatureStoreError:
             return False
         return all(parts and all(p["status"] != "stale" for p in parts.values()) for parts in views.values())

@@ -43,12 +43,20 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default FS_HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one; default FS_PORT.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1)] = 1,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM; default FS_TLS_CERT.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM; default FS_TLS_KEY.")] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Only clients with a certificate of these may connect; default FS_TLS_CA.")
+    ] = None,
 ) -> None:
-    """Runs the read API until SIGTERM."""
+    """Runs the read API until SIGTERM.
+
+    On another address than this machine's own it must know its callers: see `featurestore keys new`.
+    """
     from featurestore.serving.server import serve as listen
     from featurestore.telemetry import setup_logging
 
-    settings = load("redis", host=host, port=port)
+    settings = load("redis", host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca)
     setup_logging(settings.log)
     listen(settings, settings.host, settings.port, workers)
 

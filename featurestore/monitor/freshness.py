@@ -54,8 +54,8 @@ class ViewFreshness:
     uniform: int | None
     """The code where all partitions have the same one."""
     unseen: int | None = None
-    """The code of entities that were not found, where their partition cannot be told from the key: an aligned source is
-    partitioned by its producers."""
+    """The code of entities that were not found, where that is not the one of the partition that their key hashes to: an
+    aligned source is partitioned by its producers, and a server that evicts keys may have had them."""
 
     @property
     def unavailable(self) -> bool:
@@ -104,6 +104,7 @@ class FreshnessBoard:
         self._highest: dict[tuple[str, int], tuple[int, int]] = {}
         self._recalled: set[tuple[str, int]] = set()
         self._report: dict[str, dict[int, PartitionFreshness]] = {}
+        self._evicted = False
         self._refreshed = 0
         self._trouble = ""
 
@@ -172,6 +173,7 @@ class FreshnessBoard:
         intakes = {source: await self._store.beats(f"intake:{source}") for source in sources}
         folds = {view: await self._store.beats(f"fold:{view}") for view in views}
         fences = {view: await self._store.fences(view) for view in views}
+        self._evicted = await self._store.evicted() > 0
         # Nothing is awaited from here on, so that lookups see all views of one reading, or of the one before.
         self._fences, self._rebuilds = fences, rebuilds
         for view in views.values():
@@ -194,6 +196,9 @@ class FreshnessBoard:
         codes = _CODES[ranks] if ranks else _UNVOUCHED.codes
         same = bool((codes == codes[0]).all())
         unseen = int(_CODES[max(ranks)]) if ranks and view.aligned else None
+        if self._evicted:
+            unseen = int(_CODES[_STALE])
+            same = same and int(codes[0]) == unseen
         fresh = ViewFreshness(codes, int(codes[0]) if same else None, unseen)
         self._fresh[view.id] = fresh if rebuild is None else _REBUILDING
         said = f"{rebuild.by}, since {format_instant(rebuild.started_at)}" if rebuild is not None else ""

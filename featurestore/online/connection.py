@@ -95,14 +95,6 @@ async def exchange(client: Redis, commands: Sequence[tuple[bytes | str | int, ..
         await pool.release(connection)
 
 
-async def ask(client: Redis, *command: bytes | str | int) -> Any:
-    """The reply to one command, as `exchange` sends it. Raises an error reply."""
-    [reply] = await exchange(client, [command])
-    if isinstance(reply, redis_errors.ResponseError):
-        raise reply
-    return reply
-
-
 async def at_once(client: Redis, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
     """The replies to commands between which the server serves nobody else. Raises an error reply."""
     *_, replies = await exchange(client, [("MULTI",), *commands, ("EXEC",)])

@@ -34,7 +34,8 @@ class Call:
 
 
 # Stores ARGV[i + 1] at KEYS[i] where its header's (generation, offset) is greater than the stored one's, with
-# ARGV[1] as time to live in milliseconds unless that is empty. Answers {older, misrouted indices, unreadable indices}.
+# ARGV[1] as time to live in milliseconds unless that is empty. Answers {older, misrouted indices, unreadable indices,
+# index of the last that was stored, or 0}.
 #
 # Bytes 16 to 39 of a value are three little-endian int64: generation, offset, partition. They are compared as 32-bit
 # halves, the upper ones signed: a Lua number is a double, exact only below 2^53, and comparing strings follows the
@@ -44,7 +45,7 @@ class Call:
 SET_IF_NEWER = Script("""
 local call, halves = redis.call, struct.unpack
 local ttl = ARGV[1]
-local older, misrouted, unreadable = 0, {}, {}
+local older, misrouted, unreadable, last = 0, {}, {}, 0
 for i = 1, #KEYS do
   local key, value = KEYS[i], ARGV[i + 1]
   local stored = call('GETRANGE', key, 0, 39)
@@ -69,10 +70,11 @@ for i = 1, #KEYS do
     end
   end
   if newer then
+    last = i
     if ttl == '' then call('SET', key, value) else call('SET', key, value, 'PX', ttl) end
   end
 end
-return {older, misrouted, unreadable}
+return {older, misrouted, unreadable, last}
 """)
 
 # Sets field ARGV[1] of the hash KEYS[1] to ARGV[3] (empty: removes it) if it holds ARGV[2] (empty: if it is absent),

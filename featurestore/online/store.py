@@ -8,11 +8,12 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, StoreRefused, Unavailable
-from featurestore.online.connection import CONNECTIONS, Endpoint, ask, at_once, open_client, parse_endpoint, translated
+from featurestore.online.connection import CONNECTIONS, Endpoint, at_once, open_client, parse_endpoint, translated
 from featurestore.online.fences import (
     Beat,
     Fence,
@@ -29,6 +30,7 @@ from featurestore.online.fences import (
 from featurestore.online.health import Finding, Info, Level, find, refuse_unsafe
 from featurestore.online.keys import Keyspace
 from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD, Call, evaluate
+from featurestore.online.wire import Wire
 from featurestore.telemetry import STORE_DURATION
 
 __all__ = ["Beat", "Fence", "Finding", "IntakeMark", "Level", "OnlineStore", "Put", "Rebuild", "Written"]
@@ -39,6 +41,8 @@ CHUNK_BYTES = 2 << 20
 """Bytes of values in one atomic write, unless a single value is larger."""
 WINDOW_CHUNKS = 16
 """Chunks that are on their way at a time."""
+WITNESSES = 1000
+"""Values that are looked at in one atomic step: about 1 ms too."""
 BEAT_TTL_MS = 24 * 3600 * 1000
 HEADER_BYTES = 64
 """What every packed value starts with."""
@@ -49,6 +53,8 @@ _READS, _WRITES = STORE_DURATION.labels("read"), STORE_DURATION.labels("write")
 
 
 Witnesses = Sequence[tuple[bytes, bytes]]
+Slot = tuple[bytes, int]
+"""A hash in Redis, and the partition that is one of its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,9 @@ class Written:
     misrouted: list[str] = field(default_factory=list)
     """Keys whose stored value, of the same generation, comes from another partition. It still stands."""
     witnesses: Witnesses = field(default=(), compare=False, repr=False)
-    """The last value of each atomic write: its name in Redis, and its position as stored. A server that lost writes
-    lost the latest ones, so where these stand, all do."""
+    """Of each atomic write the value that it stored last: its name in Redis, and its position. A server that lost
+    writes lost the latest ones, so where these stand, all do. Where a write stored nothing, since others had stored the
+    same before, nothing is known to be later than any of the values, and they all are witnesses."""
 
 
 class OnlineStore:
@@ -74,12 +81,12 @@ class OnlineStore:
     halfway could hand its answer to someone else.
     """
 
-    def __init__(self, client: Redis, keyspace: Keyspace, address: str) -> None:
-        self._client = client
+    def __init__(self, client: Redis, wire: Wire, keyspace: Keyspace, address: str) -> None:
+        self._client, self._wire = client, wire
         self._keys = keyspace
         self.address = address
         self._running: set[asyncio.Task[Any]] = set()
-        self._last_put: dict[tuple[bytes, int], bytes] = {}
+        self._last_put: dict[Slot, bytes] = {}
         self._unsafe: StoreRefused | None = None
 
     @classmethod
@@ -92,7 +99,7 @@ class OnlineStore:
         """
         endpoint: Endpoint = parse_endpoint(url)
         client = open_client(endpoint, timeout_seconds=timeout_seconds, connections=connections)
-        return cls(client, Keyspace(project), endpoint.address)
+        return cls(client, Wire(client, timeout_seconds), Keyspace(project), endpoint.address)
 
     def __repr__(self) -> str:
         return f"OnlineStore({self.address!r}, project={self._keys.project!r})"
@@ -109,6 +116,7 @@ class OnlineStore:
         """Waits for commands under way, then closes the connections."""
         if self._running:
             await asyncio.wait(self._running)
+        await self._wire.close()
         await self._client.aclose()
 
     async def read(self, view_id: str, keys: Sequence[str]) -> list[bytes | None]:
@@ -120,8 +128,8 @@ class OnlineStore:
         names = list(chain.from_iterable(self._keys.values(view_id, keys) for view_id, keys in wanted))
         if not names:
             return []
-        with _READS.time():
-            values: list[bytes | None] = await self._answer(ask(self._client, b"MGET", *names))
+        with _READS.time(), translated(self.address):
+            values: list[bytes | None] = await self._wire.ask(b"MGET", *names)
         return values
 
     async def read_fenced(
@@ -151,22 +159,26 @@ class OnlineStore:
         names = self._keys.values(view_id, keys)
         ttl = b"" if ttl_ms is None else b"%d" % ttl_ms
         step = _chunk(values)
-        older, misrouted, unreadable = 0, list[str](), list[str]()
+        older, misrouted, unreadable, relied = 0, list[str](), list[str](), list[int]()
         chunks = range(0, len(names), step)
         for first in range(0, len(chunks), WINDOW_CHUNKS):
             starts = chunks[first : first + WINDOW_CHUNKS]
             calls = [Call(names[i : i + step], [ttl, *values[i : i + step]]) for i in starts]
             with _WRITES.time():
                 replies = await self._answer(evaluate(self._client, SET_IF_NEWER, calls))
-            for start, (late, astray, foreign) in zip(starts, replies, strict=True):
+            for start, (late, astray, foreign, last) in zip(starts, replies, strict=True):
                 older += late
+                relied += [start + last - 1] if last else range(start, min(start + step, len(names)))
                 misrouted += [keys[start + i - 1] for i in astray]
                 unreadable += [keys[start + i - 1] for i in foreign]
         if unreadable:
             raise _short_values(view_id, unreadable)
-        lasts = [min(start + step, len(names)) - 1 for start in chunks]
-        witnesses = [(names[i], values[i][POSITION]) for i in lasts]
+        witnesses = [(names[i], values[i][POSITION]) for i in relied]
         return Written(len(names) - older - len(misrouted), older, misrouted, witnesses)
+
+    def witnesses(self, view_id: str, keys: Sequence[str], values: Sequence[bytes]) -> Witnesses:
+        """Of values that were read, and that no fence vouches for yet: what `put_fence` takes."""
+        return [(name, value[POSITION]) for name, value in zip(self._keys.values(view_id, keys), values, strict=True)]
 
     async def scan_view(self, view_id: str) -> AsyncIterator[str]:
         """Canonical keys of all stored entities of a view. One that is there throughout comes at least once."""
@@ -193,9 +205,9 @@ class OnlineStore:
     ) -> Put:
         """Stores a fence unless a greater (generation, offset) stands there.
 
-        `believed` is the fence that the caller knows to be acknowledged, `witnesses` are of the values written since:
-        where the store holds less than that it has lost writes, or someone else wrote those values meanwhile, and the
-        answer is `Put.LOST` with nothing written, lest the new fence vouch for what is gone.
+        `believed` is the fence that the caller knows to be acknowledged, `witnesses` are of the values written since,
+        by whomever: where the store holds less than that it has lost writes, or someone else wrote those values
+        meanwhile, and the answer is `Put.LOST` without a new fence, lest it vouch for what is gone.
         """
         return await self._put(self._keys.fences(view_id), partition, fence, believed, witnesses)
 
@@ -257,6 +269,10 @@ class OnlineStore:
         except FeatureStoreError as error:
             return [Finding("reachable", Level.FAULT, error.message, error.hint)]
 
+    async def evicted(self) -> int:
+        """Keys that the server threw away for lack of memory since it started; 0 where the user may not ask."""
+        return int((await self._if_allowed(self._client.info("stats"))).get("evicted_keys", 0))
+
     async def require_safe(self) -> None:
         """Raises StoreRefused unless the server keeps what it is given until that expires.
 
@@ -309,7 +325,7 @@ class OnlineStore:
 
         One round trip where nobody else wrote the field since this store last did.
         """
-        new, slot = encode(record), (name, partition)
+        slot = (name, partition)
 
         def verdict(stored: bytes) -> Put:
             found = decode(type(record), stored, f"{name.decode()}[{partition}]").position if stored else None
@@ -319,16 +335,38 @@ class OnlineStore:
         if stored is None or verdict(stored) is not Put.STORED:
             stored = await self._answer(self._client.hget(name, str(partition))) or b""
         while (outcome := verdict(stored)) is Put.STORED:
-            keys = [name, *(key for key, _ in witnesses)]
-            call = Call(keys, [b"%d" % partition, stored, new, *(position for _, position in witnesses)])
-            [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
+            found = await self._replace((name, partition), stored, record, witnesses)
             if found is None:
-                self._last_put[slot] = new
+                self._last_put[slot] = encode(record)
                 break
             if isinstance(found, int):
                 return Put.LOST
             stored = found
         return outcome
+
+    async def _replace(self, slot: Slot, stored: bytes, record: Positioned, witnesses: Witnesses) -> bytes | int | None:
+        """As SWAP_FIELD answers. Many witnesses are looked at in several steps: each renews what is stored, and where
+        that still stands at the next, nothing was lost that was older."""
+        while stored and len(witnesses) > WITNESSES:
+            renewed = encode(_renewed(decode(type(record), stored, slot[0].decode()), record))
+            found = await self._swap(slot, stored, renewed, witnesses[:WITNESSES])
+            if found is not None:
+                return found
+            stored, witnesses = renewed, witnesses[WITNESSES:]
+        return await self._swap(slot, stored, encode(record), witnesses)
+
+    async def _swap(self, slot: Slot, old: bytes, new: bytes, witnesses: Witnesses) -> bytes | int | None:
+        name, partition = slot
+        positions = [position for _, position in witnesses]
+        call = Call([name, *(key for key, _ in witnesses)], [b"%d" % partition, old, new, *positions])
+        found: bytes | int | None
+        [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
+        return found
+
+
+def _renewed(stored: Positioned, by: Positioned) -> Positioned:
+    """The same record with another time, unlike any that stood there before."""
+    return msgspec.structs.replace(stored, written_at=max(stored.written_at + 1, by.written_at))
 
 
 def _check_values(keys: Sequence[str], values: Sequence[bytes]) -> None:

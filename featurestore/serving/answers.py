@@ -18,32 +18,9 @@ from featurestore.types import STATUS_CODES, STATUSES, Status
 
 Origin = Literal["online", "lake", "mixed"]
 
-_WORST_FIRST = (
-    Status.UNAVAILABLE,
-    Status.DEADLINE,
-    Status.STALE,
-    Status.LATE_PIPELINE,
-    Status.LAST_KNOWN,
-    Status.NOT_FOUND,
-    Status.EXPIRED,
-    Status.DEFAULT,
-    Status.OK,
-)
-"""Which status is told where several hold.
-
-What could not be read at all comes first, then what nobody vouches for, then what is known to be behind: the event
-that would make a `not_found` or `expired` untrue may be the one that is still on its way.
-"""
-_RANKS = np.zeros(len(STATUSES), np.uint8)
-_RANKS[[STATUS_CODES[status] for status in _WORST_FIRST]] = np.arange(len(STATUSES), 0, -1)
 _FIRST_DEGRADED = STATUS_CODES[Status.STALE]
 _TEXTS = np.array([str(status) for status in STATUSES], object)
 _encode = msgspec.json.Encoder().encode
-
-
-def overlaid(status: np.ndarray, overlay: np.ndarray) -> np.ndarray:
-    """The worse of two statuses, row by row (codes, uint8)."""
-    return np.where(_RANKS[overlay] > _RANKS[status], overlay, status)
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -96,6 +73,16 @@ def placeholder(plan: LookupPlan, rows: int, at: int, status: Status) -> Block:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a JSON answer looks like."""
+
+    shape: str = "lean"
+    """A key of SHAPES."""
+    types: bool = False
+    """Whether it has the types of keys and features."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """Rows `start` to `stop` of a block, which is one request's part of it."""
@@ -115,15 +102,16 @@ class Answer:
         return int(self.block.status[:, self.start : self.stop].max()) >= _FIRST_DEGRADED
 
 
-def encode(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]], shape: str, spent_ms: float) -> bytes:
-    """The response's body. `shape` is a key of SHAPES."""
-    member, body = SHAPES[shape](plan, answer, entities)
+def encode(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]], form: Form, spent_ms: float) -> bytes:
+    """The response's body."""
+    member, body = SHAPES[form.shape](plan, answer, entities)
     return b"".join(
         (
             plan.head,
             format_instant(answer.at).encode(),
             b'","spent_ms":%.3f,"source":"%s","features":' % (spent_ms, answer.source.encode()),
             plan.names,
+            plan.types if form.types else b"",
             member,
             body,
             b"}",

@@ -11,16 +11,20 @@ from uuid import uuid4
 from featurestore import telemetry
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.read import ViewReader
-from featurestore.errors import FeatureStoreError, near_matches
+from featurestore.errors import FeatureStoreError, NotFound, near_matches
 from featurestore.registry.catalog import Catalog
 from featurestore.serving import problems
-from featurestore.serving.answers import SHAPES, encode
+from featurestore.serving.access import require_lookup
+from featurestore.serving.answers import SHAPES, Form, encode
+from featurestore.serving.arrow import encode_arrow
+from featurestore.serving.callers import Caller
 from featurestore.serving.lookup import LookupEngine
+from featurestore.serving.negotiation import ARROW, JSON, NO_WISHES, VARY, Wishes, compressed
+from featurestore.serving.own import with_own_features
 from featurestore.serving.plan import LookupPlan, compile_plan
 from featurestore.serving.problems import Problem, Refused, invalid
 from featurestore.serving.requests import parse_lookup
-
-JSON = "application/json"
+from featurestore.serving.served import ServedLog
 
 _log = telemetry.get_logger(__name__)
 
@@ -34,8 +38,8 @@ class Response:
 
 
 def problem_response(problem: Problem) -> Response:
-    headers = (("allow", ", ".join(problem.allow)),) if problem.allow else ()
-    return Response(problem.status, problems.MEDIA_TYPE, problem.encode(), headers)
+    allow = (("allow", ", ".join(problem.allow)),) if problem.allow else ()
+    return Response(problem.status, problems.MEDIA_TYPE, problem.encode(), (*allow, *problem.headers))
 
 
 class Plans:
@@ -73,23 +77,37 @@ class Plans:
 class LookupEndpoint:
     """Never raises: every fault becomes a problem document."""
 
-    def __init__(self, plans: Plans, engine: LookupEngine) -> None:
-        self._plans, self._engine = plans, engine
+    def __init__(self, plans: Plans, engine: LookupEngine, served: ServedLog) -> None:
+        self._plans, self._engine, self._served = plans, engine, served
         self._meters: dict[str, tuple[Callable[..., None], ...]] = {}
 
-    async def respond(self, body: bytes, query: bytes) -> Response:
-        started = perf_counter()
+    async def respond(
+        self, body: bytes, query: bytes, caller: Caller, wishes: Wishes = NO_WISHES, arrived: float | None = None
+    ) -> Response:
+        """`arrived` is when (`perf_counter`) the caller's budget began to run, where it had to wait before this."""
+        started = arrived if arrived is not None else perf_counter()
         service = ""
         try:
             request = parse_lookup(body)
-            shape = _shape(query)
-            plan = self._plans.of(request.service)
+            require_lookup(caller, request.service)
+            form = _form(query)
+            plan = self._plan(request.service, caller)
             service = plan.service.name
             entities = plan.entities.read(request.entities)
+            fields = plan.fields.read(request.fields, len(entities[0]))
             budget = request.budget_ms if request.budget_ms is not None else plan.service.budget_ms
+            if budget is not None:
+                budget -= (perf_counter() - started) * 1e3
             answer = await self._engine.lookup(plan, entities, request.at, budget)
+            if plan.service.order:
+                answer = with_own_features(plan, answer, fields)
             spent = perf_counter() - started
-            content = encode(plan, answer, entities, shape, spent * 1e3)
+            if wishes.arrow:
+                response = Response(200, ARROW, encode_arrow(plan, answer, entities, spent * 1e3), (VARY,))
+            else:
+                response = Response(200, JSON, encode(plan, answer, entities, form, spent * 1e3), (VARY,))
+            response = await _compressed(response, wishes)
+            self._served.note(plan, entities, fields, answer)
         except Refused as refused:
             return self._refuse(service, refused.problem)
         except FeatureStoreError as error:
@@ -97,7 +115,16 @@ class LookupEndpoint:
         except Exception as error:  # noqa: BLE001 nothing about it may reach the client
             return self._refuse(service, logged(error))
         self._count(service, spent, answer.degraded)
-        return Response(200, JSON, content)
+        return response
+
+    def _plan(self, service: str, caller: Caller) -> LookupPlan:
+        try:
+            return self._plans.of(service)
+        except NotFound as error:
+            if error.kind != "service" or caller.every_service:
+                raise
+            # Its hint lists what others may ask for.
+            raise NotFound(error.kind, error.name) from None
 
     def _count(self, service: str, seconds: float, degraded: bool) -> None:
         meters = self._meters.get(service)
@@ -123,16 +150,27 @@ def logged(error: Exception) -> Problem:
     return replace(problem, instance=instance)
 
 
-_PLAIN_SHAPES = {b"": "lean"} | {f"shape={name}".encode(): name for name in SHAPES}
+async def _compressed(response: Response, wishes: Wishes) -> Response:
+    body, encoding = await compressed(response.body, wishes)
+    if not encoding:
+        return response
+    return replace(response, body=body, headers=(*response.headers, ("content-encoding", encoding)))
 
 
-def _shape(query: bytes) -> str:
+_TYPES = {"true": True, "false": False}
+_PLAIN_FORMS = {b"": Form()} | {f"shape={name}".encode(): Form(name) for name in SHAPES}
+
+
+def _form(query: bytes) -> Form:
     """Other query parameters are ignored."""
-    shape = _PLAIN_SHAPES.get(query)
-    if shape is not None:
-        return shape
-    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("shape", ["lean"])[-1]
-    if asked not in SHAPES:
+    form = _PLAIN_FORMS.get(query)
+    if form is not None:
+        return form
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    shape, types = asked.get("shape", ["lean"])[-1], asked.get("types", ["false"])[-1]
+    if shape not in SHAPES:
         hint = f"expected {', '.join(SHAPES)}"
-        raise invalid(f"there is no shape {asked[:64]!r}", field="shape", hint=hint, near=near_matches(asked, SHAPES))
-    return asked
+        raise invalid(f"there is no shape {shape[:64]!r}", field="shape", hint=hint, near=near_matches(shape, SHAPES))
+    if types not in _TYPES:
+        raise invalid(f"types is {types[:64]!r}; expected true or false", field="types")
+    return Form(shape, _TYPES[types])

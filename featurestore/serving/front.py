@@ -5,22 +5,24 @@ A FastAPI route costs more than twice what a bare ASGI handler does, which shows
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
+from time import perf_counter
 from typing import Any
 
+from featurestore.serving.access import Access
+from featurestore.serving.admission import Admission, cost_of
+from featurestore.serving.arrival import Head, Receive, head_of, read_body
+from featurestore.serving.callers import ANYONE, CALLER, Caller
 from featurestore.serving.endpoint import LookupEndpoint, Response, logged, problem_response
-from featurestore.serving.problems import Problem, Refused
-from featurestore.serving.requests import MAX_BODY, too_large
+from featurestore.serving.negotiation import wishes_of
+from featurestore.serving.problems import Refused
 
 LOOKUP_PATH = "/v1/lookup"
-BODY_SECONDS = 10.0
-DRAINED_BYTES = 64 * MAX_BODY
-"""Read and dropped of a body that is too large, so that its sender gets to read the refusal."""
+_CLOSING = {408, 413, 415}
+"""Refusals of a body that may still be on its way. After the others the connection is of use."""
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -32,22 +34,63 @@ class Front:
     """
 
     def __init__(
-        self, app: ASGIApp, endpoint: LookupEndpoint, running: Callable[[], AbstractAsyncContextManager[None]]
+        self,
+        app: ASGIApp,
+        endpoint: LookupEndpoint,
+        access: Access,
+        admission: Admission,
+        running: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
         self.running = running
-        self._app, self._endpoint = app, endpoint
+        self._app, self._endpoint, self._access, self._admission = app, endpoint, access, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == LOOKUP_PATH and scope["method"] == "POST":
-            try:
-                body = await _body(scope, receive)
-            except Refused as refused:
-                await _respond(send, problem_response(refused.problem), close=True)
-                return
-            if body is not None:
-                await _respond(send, await self._endpoint.respond(body, scope["query_string"]))
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
+        try:
+            # Before the body: what nobody is known to have sent is not worth reading.
+            caller = self._access.admit(scope["path"], scope["headers"])
+        except Refused as refused:
+            await _respond(send, problem_response(refused.problem))
+            return
+        if scope["path"] == LOOKUP_PATH and scope["method"] == "POST":
+            try:
+                response = await self._lookup(scope, receive, caller)
+            except Refused as refused:
+                problem = refused.problem
+                await _respond(send, problem_response(problem), close=problem.status in _CLOSING)
+                return
+            if response is not None:
+                await _respond(send, response)
+            return
+        scope[CALLER] = caller
         await self._pass_on(scope, receive, send)
+
+    async def _lookup(self, scope: Scope, receive: Receive, caller: Caller) -> Response | None:
+        """None where the client left. Raises Refused."""
+        head = head_of(scope["headers"])
+        admission = self._admission
+        if not admission.has_quota:
+            return await self._answer(scope, head, receive, caller)
+        with admission.counted(_account(scope, caller)) as quota_left:
+            if not quota_left:
+                await admission.refuse(head.rank, "quota")
+            return await self._answer(scope, head, receive, caller)
+
+    async def _answer(self, scope: Scope, head: Head, receive: Receive, caller: Caller) -> Response | None:
+        body = await read_body(head, receive, self._admission)
+        if body is None:
+            return None
+        arrived = perf_counter()
+        cost = cost_of(len(body))
+        if not self._admission.takes(head.rank, cost):
+            await self._admission.turn(head.rank, cost, head.patience)
+        try:
+            wishes = wishes_of(scope["headers"])
+            return await self._endpoint.respond(body, scope["query_string"], caller, wishes, arrived)
+        finally:
+            self._admission.leave(cost)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -59,73 +102,17 @@ class Front:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception as error:
-            if scope["type"] != "http":
-                raise
+        except Exception as error:  # noqa: BLE001 — nothing about it may reach the client
             problem = logged(error)
             if not started:
                 await _respond(send, problem_response(problem), close=True)
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes | None:
-    """The whole body, None where the client left. Raises Refused for one that is too large, encoded or slow."""
-    length = _declared_length(scope)
-    if length > MAX_BODY:
-        await _drain(receive, length)
-        raise Refused(too_large(MAX_BODY))
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            message = await receive()
-            if message["type"] != "http.request":
-                return None
-            if not message.get("more_body", False):
-                body: bytes = message.get("body", b"")
-                return body
-            return await _rest(receive, message)
-    except TimeoutError:
-        detail = f"the body did not arrive within {BODY_SECONDS:g} seconds"
-        raise Refused(Problem(408, "body_timeout", detail)) from None
-
-
-def _declared_length(scope: Scope) -> int:
-    length = 0
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            length = int(value)
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            detail = "the body is compressed; lookups are read as they are"
-            hint = "send it without Content-Encoding"
-            raise Refused(Problem(415, "unsupported_encoding", detail, "Content-Encoding", hint))
-    return length
-
-
-async def _rest(receive: Receive, message: MutableMapping[str, Any]) -> bytes | None:
-    parts = [message.get("body", b"")]
-    size = len(parts[0])
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY:
-            await _drain(receive, DRAINED_BYTES)
-            raise Refused(too_large(MAX_BODY))
-    return b"".join(parts)
-
-
-async def _drain(receive: Receive, length: int) -> None:
-    """Drops what is still coming, up to a bound."""
-    remaining = min(length, DRAINED_BYTES)
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while remaining > 0:
-                message = await receive()
-                remaining -= len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
+def _account(scope: Scope, caller: Caller) -> str:
+    """Whose quota a request is on: the caller's, or the address's where callers are not known."""
+    if caller is not ANYONE:
+        return caller.name
+    return str(scope["client"][0]) if scope.get("client") else ""
 
 
 async def _respond(send: Send, response: Response, *, close: bool = False) -> None:

@@ -3,94 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
-
-import numpy as np
+from collections.abc import Sequence
 
 from featurestore.clock import Clock
-from featurestore.engine.read import Reading, ViewReader
-from featurestore.errors import Corrupt, StoreRefused, Unavailable
-from featurestore.monitor.freshness import FreshnessBoard, ViewFreshness
+from featurestore.errors import StoreRefused, Unavailable
+from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.online.keys import MAX_KEY_BYTES, encode_keys
-from featurestore.online.store import OnlineStore
-from featurestore.serving.answers import Answer, Block, overlaid, placeholder
+from featurestore.online.reads import OVERDUE_SECONDS, Reads, Values
+from featurestore.serving.answers import Answer, Block
+from featurestore.serving.batches import Slice, Waiting, grouped, scattered, shared_reads, slices_of
+from featurestore.serving.breaker import SLOW_SECONDS, Breaker
+from featurestore.serving.fallback import Fallbacks
 from featurestore.serving.past import PastLookups
-from featurestore.serving.plan import LookupPlan, ViewPart
+from featurestore.serving.plan import LookupPlan
 from featurestore.serving.requests import KeyValue
-from featurestore.telemetry import get_logger
-from featurestore.types import STATUS_CODES, Status
+from featurestore.types import Status
 
 BATCH_PAIRS = 768
 """Most (view, entity) pairs in one MGET, unless one request has more. A larger batch lets small lookups wait longer
 for large ones, and leaves nothing to compute while Redis answers."""
 MAX_BATCHES = 4
 """Batches under way at a time: one, and others only where they are full."""
+MAX_UNANSWERED = 16
+"""The same with those whose answer is overdue: nobody waits behind them, until there are too many."""
 TURNS = 3
 """Turns of the event loop before a batch starts: requests that have arrived already need as many to get here."""
+STEP_SECONDS = 0.002
+"""After so much work on a batch the event loop gets its turn: an answer that is due is late by no more than that."""
+TURNS_DECAY = 0.97
+"""By how much the slowest turns of late count for less with each batch."""
+ANSWER_SECONDS, ENCODE_SECONDS = 1e-3, 0.4e-6
+"""What an answer takes from here to its last byte, and each value in it."""
+MOST_RESERVED = 0.25
+"""Of a budget, for what comes after the wait."""
 MAX_BUDGET_MS = 60_000.0
-
-_OK = STATUS_CODES[Status.OK]
-_UNAVAILABLE = STATUS_CODES[Status.UNAVAILABLE]
-
-_log = get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """One request, from its arrival until its answer."""
-
-    plan: LookupPlan
-    keys: list[list[str | None]]
-    """Canonical keys by view, then row."""
-    rows: int
-    at: int | None
-    done: asyncio.Future[Answer]
-    missing: np.ndarray | None = field(default=None)
-    """`bool[rows]`: rows that online state cannot answer exactly."""
-
-    def answer(self, block: Block, start: int, at: int) -> None:
-        if not self.done.done():  # its budget may have run out meanwhile
-            self.done.set_result(Answer(block, start, start + self.rows, at))
-
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class LookupEngine:
     """Answers lookups. One per process and event loop."""
 
-    def __init__(self, store: OnlineStore, board: FreshnessBoard, past: PastLookups, clock: Clock) -> None:
-        self._store, self._board, self._past, self._clock = store, board, past, clock
-        self._away = self._scheduled = False
-        self._pending: list[_Waiting] = []
-        self._running: set[asyncio.Task[None]] = set()
+    def __init__(
+        self, reads: Reads, board: FreshnessBoard, past: PastLookups, fallbacks: Fallbacks, clock: Clock
+    ) -> None:
+        self._reads, self._board, self._past, self._fallbacks, self._clock = reads, board, past, fallbacks, clock
+        self.breaker = Breaker(reads.probe)
+        self._scheduled = False
+        self._waking: asyncio.TimerHandle | None = None
+        self._pending: list[Waiting] = []
+        self._running: dict[asyncio.Task[None], float] = {}
+        self._evaluating = asyncio.Lock()
+        """Of several batches one goes a step in each turn of the event loop, since a turn is what an answer can be
+        late by."""
+        self._turns = 0.0
+        """Seconds that `TURNS` of them took of late, at worst."""
 
     async def lookup(
         self, plan: LookupPlan, entities: Sequence[list[KeyValue]], at: int | None, budget_ms: float | None
     ) -> Answer:
         """Row i of the answer is row i of `entities`, the columns of the plan's keys.
 
-        Raises AtOutOfRange where an explicit `at` can be answered neither from online state nor from the lake. A store
-        that does not answer makes rows `unavailable`, a spent budget makes them `deadline`; neither is an error.
+        Raises AtOutOfRange where an explicit `at` can be answered neither from online state nor from the lake, and
+        Refused where a view's policy wants it so. A store that does not answer makes rows `unavailable`, a spent budget
+        makes them `deadline`; neither is an error.
         """
         loop = asyncio.get_running_loop()
         keys = [part.canonical(entities) for part in plan.parts]
         _check_lengths(keys)
-        waiting = _Waiting(plan, keys, len(entities[0]), at, loop.create_future())
+        waiting = Waiting(plan, keys, len(entities[0]), at, loop.create_future())
         self._pending.append(waiting)
         self._schedule()
         if budget_ms is None:
             answer = await waiting.done
         else:
-            budget_ms = min(budget_ms, MAX_BUDGET_MS)
             started = loop.time()
-            timer = loop.call_later(budget_ms / 1e3, self._expire, waiting)
-            answer = await waiting.done
-            timer.cancel()
-            budget_ms -= (loop.time() - started) * 1e3
+            seconds = self._patience(min(budget_ms, MAX_BUDGET_MS) / 1e3, waiting.rows * len(plan.dtypes))
+            timer = loop.call_later(seconds, self._expire, waiting)
+            try:
+                answer = await waiting.done
+            finally:
+                timer.cancel()
+            budget_ms = (seconds - (loop.time() - started)) * 1e3
         if waiting.missing is None:
             return answer
         return await self._past.complete(plan, entities, keys, answer, waiting.missing, budget_ms)
@@ -98,10 +90,15 @@ class LookupEngine:
     async def close(self) -> None:
         """Waits for lookups under way."""
         await asyncio.gather(*self._running, return_exceptions=True)
+        await self.breaker.close()
 
-    def _expire(self, waiting: _Waiting) -> None:
-        now = waiting.at if waiting.at is not None else self._clock.now()
-        waiting.answer(placeholder(waiting.plan, waiting.rows, now, Status.DEADLINE), 0, now)
+    def _patience(self, seconds: float, values: int) -> float:
+        """How much of a budget there is to wait. The rest is for the answer to be written, after what the event loop
+        has in hand when the time is over."""
+        return seconds - min(seconds * MOST_RESERVED, ANSWER_SECONDS + self._turns + values * ENCODE_SECONDS)
+
+    def _expire(self, waiting: Waiting) -> None:
+        waiting.expire(self._fallbacks, self._clock.now(), Status.DEADLINE)
 
     def _schedule(self) -> None:
         """Starts what is pending at the end of this turn, or when a batch under way is done.
@@ -109,124 +106,130 @@ class LookupEngine:
         Were each request sent off as it comes, clients that ask again once they are answered would settle into many
         small batches, each at the fixed cost of a large one.
         """
-        if self._pending and not self._scheduled and len(self._running) < MAX_BATCHES:
-            if self._running and not self._away and _pairs(self._pending) < BATCH_PAIRS:
-                return
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_after, TURNS)
+        if not self._pending or self._scheduled:
+            return
+        if self._running and self.breaker.closed and self._must_wait():
+            return
+        self._scheduled = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._start_after, TURNS, loop.time())
 
-    def _start_after(self, turns: int) -> None:
+    def _must_wait(self) -> bool:
+        """For a batch under way; but not for one whose answer is overdue."""
+        loop = asyncio.get_running_loop()
+        since = loop.time() - OVERDUE_SECONDS
+        timely = sum(started >= since for started in self._running.values())
+        if timely == 0 and len(self._running) < MAX_UNANSWERED:
+            return False
+        if timely < MAX_BATCHES and len(self._running) < MAX_UNANSWERED and _pairs(self._pending) >= BATCH_PAIRS:
+            return False
+        if self._waking is None:
+            self._waking = loop.call_later(OVERDUE_SECONDS, self._wake)
+        return True
+
+    def _wake(self) -> None:
+        self._waking = None
+        self._schedule()
+
+    def _start_after(self, turns: int, since: float) -> None:
+        loop = asyncio.get_running_loop()
         if turns:
-            asyncio.get_running_loop().call_soon(self._start_after, turns - 1)
-        else:
-            self._start()
+            loop.call_soon(self._start_after, turns - 1, since)
+            return
+        self._turns = max(loop.time() - since, TURNS_DECAY * self._turns)
+        self._start()
 
     def _start(self) -> None:
         self._scheduled = False
-        if self._away and self._running:
-            # One batch at a time finds out whether the store is back; the others need not wait for that.
+        if not self.breaker.closed:
             batch, self._pending = self._pending, []
-            self._give_up(batch, self._clock.now())
+            now = self._clock.now()
+            for waiting in batch:
+                waiting.expire(self._fallbacks, now, Status.UNAVAILABLE)
             return
         batch, self._pending = _cut([w for w in self._pending if not w.done.done()])
         if batch:
             task = asyncio.ensure_future(self._run(batch))
-            self._running.add(task)
+            self._running[task] = asyncio.get_running_loop().time()
             task.add_done_callback(self._finished)
         self._schedule()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self._schedule()
 
-    def _give_up(self, batch: list[_Waiting], now: int) -> None:
-        for waiting in batch:
-            at = waiting.at if waiting.at is not None else now
-            waiting.answer(placeholder(waiting.plan, waiting.rows, at, Status.UNAVAILABLE), 0, at)
-
-    async def _run(self, batch: list[_Waiting]) -> None:
+    async def _run(self, batch: list[Waiting]) -> None:
         try:
             now = self._clock.now()
-            groups = _grouped(batch)
-            wanted = [_wanted(plan, group) for (plan, _), group in groups]
-            values = await self._stored(list(chain.from_iterable(wanted)))
-            if values is None:
-                self._give_up(batch, now)
+            shared = shared_reads(slices_of(grouped(batch, now)), BATCH_PAIRS)
+            if len(shared) == 1:
+                await self._evaluate(shared[0], await self._stored(shared[0]))
                 return
-            start = 0
-            for ((plan, explicit), group), views in zip(groups, wanted, strict=True):
-                stop = start + sum(len(keys) for _, keys in views)
-                self._evaluate(plan, group, explicit, values[start:stop], now)
-                start = stop
+            reads = [asyncio.ensure_future(self._stored(slices)) for slices in shared]
+            for slices, read in zip(shared, reads, strict=True):
+                await self._evaluate(slices, await read)
         except Exception as error:  # noqa: BLE001 every waiting request has to hear of it
             for waiting in batch:
                 waiting.fail(error)
 
-    async def _stored(self, wanted: list[tuple[str, list[str]]]) -> list[bytes | None] | None:
+    async def _stored(self, slices: list[Slice]) -> Values | None:
         """None where the store does not answer."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        slow = loop.call_later(SLOW_SECONDS, self._failed, f"no answer within {SLOW_SECONDS:g} s")
         try:
-            values = await self._store.read_many(wanted)
+            values = await self._reads.read([one.wanted for one in slices])
         except (Unavailable, StoreRefused) as error:
-            if not self._away:
-                _log.error("lookups are answered without the online store", reason=error.message)
-            self._away = True
+            if loop.time() - started < SLOW_SECONDS:
+                self._failed(error.message)
             return None
-        if self._away:
-            _log.info("the online store is back")
-            self._away = False
+        finally:
+            slow.cancel()
+        if loop.time() - started < SLOW_SECONDS:
+            self.breaker.succeeded(loop.time())
         return values
 
-    def _evaluate(
-        self, plan: LookupPlan, group: list[_Waiting], explicit: bool, values: list[bytes | None], now: int
-    ) -> None:
-        rows = sum(waiting.rows for waiting in group)
-        at = np.repeat([w.at or 0 for w in group], [w.rows for w in group]) if explicit else None
-        width, none = len(plan.dtypes), np.empty(0, np.int64)
-        block = Block([[]] * width, np.empty((width, rows), np.uint8), [none] * width, [none] * width)
-        missing = np.zeros(rows, np.bool_)
-        start = 0
-        for i, part in enumerate(plan.parts):
-            keys = _concatenated(waiting.keys[i] for waiting in group)
-            present = rows - keys.count(None)
-            stored = values[start : start + present]
-            start += present
-            missing |= self._fill(block, part, keys, _scattered(keys, stored, present), at, now)
-        _hand_out(block, group, missing if explicit else None, now)
+    def _failed(self, reason: str) -> None:
+        self.breaker.failed(asyncio.get_running_loop().time(), reason)
+        self._schedule()  # nobody has to wait for the others once the breaker is open
 
-    def _fill(
-        self,
-        block: Block,
-        part: ViewPart,
-        keys: list[str | None],
-        values: list[bytes | None],
-        at: np.ndarray | None,
-        now: int,
-    ) -> np.ndarray:
-        """Writes the view's columns into the block; returns the rows that only the lake can answer."""
-        fresh = self._board.of(part.view.id)
-        if fresh.unavailable:
-            values = [None] * len(values)
-        reading, corrupt = _read(part.reader, values, at, now)
-        overlay = _overlay(fresh, keys, reading, corrupt)
-        for column, feature in part.picks:
-            read = reading.columns[feature]
-            block.columns[column] = read.to_list()
-            block.status[column] = read.status if overlay is None else overlaid(read.status, overlay)
-            block.as_of[column], block.at[column] = read.as_of, reading.at
-        if at is None:
-            return np.zeros(len(keys), np.bool_)
-        # A key that left the store when it went idle still has a past.
-        missing: np.ndarray = ~reading.answerable | (~reading.found & (reading.at < now))
-        missing &= _present(keys)
-        return missing
+    async def _evaluate(self, slices: list[Slice], values: Values | None) -> None:
+        pace, start = _Pace(), 0
+        for one in slices:
+            stop = start + len(one.present)
+            if values is None:
+                one.group.put_unread(one.view, self._fallbacks)
+            else:
+                await self._fill(one, scattered(one.keys, values[start:stop]), pace)
+            start = stop
+            if all(one.group.read):
+                one.group.hand_out()
+
+    async def _fill(self, one: Slice, stored: Values, pace: _Pace) -> None:
+        group, view_id = one.group, one.wanted[0]
+        blocks: list[Block] = []
+        for rows in one.steps():
+            await pace.keep()
+            fresh = self._board.of(view_id)
+            if group.left:  # too late for everyone, but not for the next time
+                group.remember(one.view, one.keys, stored, fresh, self._fallbacks)
+                return
+            async with self._evaluating:
+                blocks.append(group.evaluate(one.view, rows, one.keys[rows], stored[rows], fresh, self._fallbacks))
+        group.put(one.view, blocks)
 
 
-def _overlay(fresh: ViewFreshness, keys: list[str | None], reading: Reading, corrupt: list[int]) -> np.ndarray | None:
-    if fresh.uniform == _OK and not corrupt:
-        return None
-    overlay = np.where(_present(keys), fresh.of(keys, reading.partition, reading.found), np.uint8(_OK))
-    overlay[corrupt] = _UNAVAILABLE
-    return overlay
+class _Pace:
+    """Gives the event loop its turn now and then, so that whoever's budget ends meanwhile is answered."""
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._since = self._now()
+
+    async def keep(self) -> None:
+        if self._now() - self._since > STEP_SECONDS:
+            await asyncio.sleep(0)
+            self._since = self._now()
 
 
 def _check_lengths(keys: list[list[str | None]]) -> None:
@@ -237,11 +240,11 @@ def _check_lengths(keys: list[list[str | None]]) -> None:
             encode_keys(present)
 
 
-def _pairs(pending: list[_Waiting]) -> int:
+def _pairs(pending: list[Waiting]) -> int:
     return sum(waiting.rows * len(waiting.keys) for waiting in pending)
 
 
-def _cut(pending: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
+def _cut(pending: list[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
     """The next batch, and what has to wait for another."""
     pairs = 0
     for i, waiting in enumerate(pending):
@@ -249,68 +252,3 @@ def _cut(pending: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
         if i and pairs > BATCH_PAIRS:
             return pending[:i], pending[i:]
     return pending, []
-
-
-def _grouped(batch: list[_Waiting]) -> list[tuple[tuple[LookupPlan, bool], list[_Waiting]]]:
-    groups: dict[tuple[LookupPlan, bool], list[_Waiting]] = {}
-    for waiting in batch:
-        groups.setdefault((waiting.plan, waiting.at is not None), []).append(waiting)
-    return list(groups.items())
-
-
-def _wanted(plan: LookupPlan, group: list[_Waiting]) -> list[tuple[str, list[str]]]:
-    """View after view: its id, and the key of every row that has one."""
-    columns = ((part.view.id, chain.from_iterable(w.keys[i] for w in group)) for i, part in enumerate(plan.parts))
-    return [(view_id, [key for key in keys if key is not None]) for view_id, keys in columns]
-
-
-def _concatenated(lists: Iterable[list[str | None]]) -> list[str | None]:
-    return list(chain.from_iterable(lists))
-
-
-def _scattered(keys: list[str | None], stored: list[bytes | None], present: int) -> list[bytes | None]:
-    """Stored values at the rows of their keys."""
-    if present == len(keys):
-        return stored
-    following = iter(stored)
-    return [None if key is None else next(following) for key in keys]
-
-
-def _present(keys: list[str | None]) -> np.ndarray:
-    return np.fromiter((key is not None for key in keys), np.bool_, len(keys))
-
-
-def _read(reader: ViewReader, values: list[bytes | None], at: np.ndarray | None, now: int) -> tuple[Reading, list[int]]:
-    """The reading, with rows whose bytes are damaged read as absent, and those rows."""
-    try:
-        return reader.read(values, at, now), []
-    except Corrupt as error:
-        _log.error("stored values are damaged", reason=error.message)
-    corrupt = _damaged(reader, values, 0, now)
-    sound = list(values)
-    for row in corrupt:
-        sound[row] = None
-    return reader.read(sound, at, now), corrupt
-
-
-def _damaged(reader: ViewReader, values: list[bytes | None], first: int, now: int) -> list[int]:
-    """Rows (counted from `first`) that cannot be read, by halving."""
-    try:
-        reader.read(values, None, now)
-    except Corrupt:
-        if len(values) == 1:
-            return [first]
-        middle = len(values) // 2
-        left = _damaged(reader, values[:middle], first, now)
-        return left + _damaged(reader, values[middle:], first + middle, now)
-    return []
-
-
-def _hand_out(block: Block, group: list[_Waiting], missing: np.ndarray | None, now: int) -> None:
-    start = 0
-    for waiting in group:
-        stop = start + waiting.rows
-        if missing is not None and missing[start:stop].any():
-            waiting.missing = missing[start:stop]
-        waiting.answer(block, start, waiting.at if waiting.at is not None else now)
-        start = stop

@@ -13,17 +13,19 @@ import pyarrow as pa
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
 from featurestore.engine.packing import GENERATION, OFFSET, PARTITION, headers
+from featurestore.engine.statuses import overlaid
 from featurestore.errors import AtOutOfRange, StoreRefused, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.offline.lake import Lake
 from featurestore.offline.point import covers, lookup_at
 from featurestore.online.store import Fence, OnlineStore
-from featurestore.serving.answers import Answer, Block, Origin, overlaid, placeholder
+from featurestore.serving.answers import Answer, Block, Origin, placeholder
+from featurestore.serving.fallback import Fallbacks, missing
 from featurestore.serving.plan import LookupPlan
 from featurestore.serving.problems import Problem, Refused
 from featurestore.serving.requests import KeyValue
 from featurestore.telemetry import get_logger
-from featurestore.types import Status
+from featurestore.types import STATUS_CODES, Status
 
 THREADS = 2
 QUEUE = 16
@@ -34,6 +36,8 @@ PATIENCE_SECONDS = 10.0
 """How long the lake has for taking the events that were applied: it does so in intervals of seconds."""
 RETRY_SECONDS = 0.2
 
+_NOT_FOUND = STATUS_CODES[Status.NOT_FOUND]
+
 T = TypeVar("T")
 
 _log = get_logger(__name__)
@@ -42,8 +46,8 @@ _log = get_logger(__name__)
 class PastLookups:
     """One per process. `close` abandons what still runs."""
 
-    def __init__(self, lake: Lake, store: OnlineStore, board: FreshnessBoard) -> None:
-        self._lake, self._store, self._board = lake, store, board
+    def __init__(self, lake: Lake, store: OnlineStore, board: FreshnessBoard, fallbacks: Fallbacks) -> None:
+        self._lake, self._store, self._board, self._fallbacks = lake, store, board, fallbacks
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lake-lookup")
         self._busy = 0
 
@@ -61,21 +65,22 @@ class PastLookups:
     ) -> Answer:
         """The answer with its `missing` rows (`bool[n]`) computed from events at the answer's `at`.
 
-        Raises AtOutOfRange where the lake lacks events that were applied online, Refused where too many wait. A lake
-        or a store that does not answer makes the rows `unavailable`, a spent budget makes them `deadline`.
+        Raises AtOutOfRange where the lake lacks events that were applied online, Refused where too many wait and where
+        a view's policy wants it so. A lake or a store that does not answer makes the rows `unavailable`, a spent budget
+        makes them `deadline`.
         """
         rows = np.flatnonzero(missing)
         seconds = LAKE_SECONDS if budget_ms is None else max(0.0, min(budget_ms / 1e3, LAKE_SECONDS))
+        asked = [[of_view[row] for row in rows.tolist()] for of_view in keys]
         try:
             async with asyncio.timeout(seconds):
-                asked = [[of_view[row] for row in rows.tolist()] for of_view in keys]
                 await self._until_covered([part.view for part in plan.parts], asked, seconds)
                 found = await self._found(plan, entities, asked, rows, answer.at)
         except TimeoutError:
-            found = placeholder(plan, rows.size, answer.at, Status.DEADLINE)
+            found = self._fallbacks.unread(plan, asked, rows.size, answer.at, answer.at, Status.DEADLINE)
         except (Unavailable, StoreRefused) as error:
             _log.error("a lookup into the past is not answered", reason=error.message)
-            found = placeholder(plan, rows.size, answer.at, Status.UNAVAILABLE)
+            found = self._fallbacks.unread(plan, asked, rows.size, answer.at, answer.at, Status.UNAVAILABLE)
         source: Origin = "lake" if rows.size == missing.size else "mixed"
         return Answer(_merged(answer, found, rows), 0, missing.size, answer.at, source)
 
@@ -161,6 +166,8 @@ class PastLookups:
                 read = features[part.view.id][feature]
                 block.columns[column], block.as_of[column], block.at[column] = read.to_list(), read.as_of, at
                 block.status[column] = overlaid(read.status, fresh)
+                if part.view.on_missing == "error" and (read.status == _NOT_FOUND).any():
+                    raise Refused(missing(part))
         return block
 
 

@@ -13,8 +13,8 @@ from featurestore.definitions.compiled import CompiledService, CompiledView
 from featurestore.engine.columns import ARROW_TYPES, canonical_keys
 from featurestore.engine.read import ViewReader
 from featurestore.registry.catalog import Catalog
-from featurestore.serving.requests import EntityColumns, KeyValue
-from featurestore.types import Dtype
+from featurestore.serving.requests import EntityColumns, KeyValue, RequestFields
+from featurestore.types import STATUS_SUFFIX, Dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +26,7 @@ class ViewPart:
     keys: tuple[int, ...]
     """Positions of the view's key columns among the service's."""
     picks: tuple[tuple[int, int], ...]
-    """(column of the answer, feature of the view), both by position."""
+    """(column that is looked up, feature of the view), both by position."""
 
     def canonical(self, columns: Sequence[list[KeyValue]]) -> list[str | None]:
         """The entity's key in this view for every row; None where a part of it is null."""
@@ -62,14 +62,23 @@ class LookupPlan:
     revision: int
     entities: EntityColumns
     parts: tuple[ViewPart, ...]
+    fields: RequestFields
     dtypes: tuple[Dtype, ...]
-    """Of the columns of the answer."""
+    """Of the columns that are looked up: those of the answer, then what only own features stand on."""
+    inputs: tuple[tuple[str, int], ...]
+    """Columns that own features stand on: full name, and position among those that are looked up."""
     defaults: tuple[Any, ...]
     """What stands in for a value that could not be read: the declared default, or null."""
     head: bytes = field(repr=False)
     """The envelope's first members as JSON, up to and without `at`."""
     names: bytes = field(repr=False)
     """The features' names as a JSON array."""
+    types: bytes = field(repr=False)
+    """The envelope's member for the declared types of key columns and features."""
+    arrow_types: tuple[pa.DataType, ...] = field(repr=False)
+    """Of the columns of the answer."""
+    schema: pa.Schema = field(repr=False)
+    """Of an Arrow answer: key columns, then each feature followed by its status."""
 
 
 def compile_plan(
@@ -85,6 +94,10 @@ def compile_plan(
         ViewPart(view, reader(view), tuple(positions[key] for key in view.keys), _picks(service, view))
         for view in views.values()
     )
+    read = [views[view].types[feature] for view, feature in service.read]
+    declared = [*read[: len(service.columns)], *((dtype, False) for dtype in service.own_types.values())]
+    named_types = dict(zip(service.feature_names, map(_type_text, declared), strict=True))
+    arrow_types = tuple(map(_arrow_type, declared))
     head = {"service": service.name, "version": version, "revision": catalog.revision}
     return LookupPlan(
         service=service,
@@ -92,16 +105,37 @@ def compile_plan(
         revision=catalog.revision,
         entities=EntityColumns(keys),
         parts=parts,
-        dtypes=tuple(views[view].types[feature][0] for view, feature in service.columns),
-        defaults=tuple(_defaults(views[view])[feature] for view, feature in service.columns),
+        fields=RequestFields(service.request),
+        dtypes=tuple(dtype for dtype, _ in read),
+        inputs=tuple((f"{view}.{feature}", service.read.index((view, feature))) for view, feature in service.inputs),
+        defaults=tuple(_defaults(views[view])[feature] for view, feature in service.read),
         head=msgspec.json.encode(head)[:-1] + b',"at":"',
         names=msgspec.json.encode(service.feature_names),
+        types=b',"types":' + msgspec.json.encode({**keys, **named_types}),
+        arrow_types=arrow_types,
+        schema=_schema(keys, dict(zip(service.feature_names, arrow_types, strict=True))),
     )
+
+
+def _type_text(declared: tuple[Dtype, bool]) -> str:
+    dtype, many = declared
+    return f"list<{dtype}>" if many else dtype
+
+
+def _arrow_type(declared: tuple[Dtype, bool]) -> pa.DataType:
+    dtype, many = declared
+    return pa.list_(ARROW_TYPES[dtype]) if many else ARROW_TYPES[dtype]
+
+
+def _schema(keys: Mapping[str, Dtype], features: Mapping[str, pa.DataType]) -> pa.Schema:
+    statuses = pa.dictionary(pa.int8(), pa.string())
+    columns = [pair for name, kind in features.items() for pair in ((name, kind), (name + STATUS_SUFFIX, statuses))]
+    return pa.schema([(name, ARROW_TYPES[dtype]) for name, dtype in keys.items()] + columns)
 
 
 def _picks(service: CompiledService, view: CompiledView) -> tuple[tuple[int, int], ...]:
     order = {feature: i for i, feature in enumerate(view.order)}
-    return tuple((i, order[feature]) for i, (name, feature) in enumerate(service.columns) if name == view.name)
+    return tuple((i, order[feature]) for i, (name, feature) in enumerate(service.read) if name == view.name)
 
 
 def _defaults(view: CompiledView) -> Mapping[str, Any]:

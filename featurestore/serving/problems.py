@@ -12,6 +12,8 @@ from featurestore.errors import AtOutOfRange, FeatureStoreError, InvalidRequest,
 MEDIA_TYPE = "application/problem+json"
 
 TITLES: dict[str, str] = {
+    "unauthenticated": "The API must know who asks",
+    "forbidden": "This is not for who asks",
     "not_found": "No such name",
     "invalid_request": "The request cannot be understood",
     "at_out_of_range": "The instant cannot be answered exactly",
@@ -20,7 +22,12 @@ TITLES: dict[str, str] = {
     "body_too_large": "The body is too large",
     "unsupported_encoding": "The body's encoding is not supported",
     "body_timeout": "The body did not arrive in time",
+    "head_timeout": "The request's head did not arrive in time",
+    "head_too_large": "The request's head is too large",
     "overloaded": "Too much work is waiting",
+    "quota_spent": "The caller has too many lookups under way",
+    "not_vouched_for": "A view's values cannot be vouched for",
+    "entity_missing": "A view has never seen the entity",
     "unavailable": "A part of the service does not answer",
     "internal": "The server failed",
 }
@@ -46,6 +53,8 @@ class Problem:
     """Methods that the route has, for the Allow header of a 405."""
     instance: str = ""
     """Names this one occurrence; the log has the same name."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent with it, and no part of the document."""
 
     def encode(self) -> bytes:
         title = TITLES.get(self.code, TITLES["internal"])

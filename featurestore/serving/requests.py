@@ -10,9 +10,12 @@ from typing import Annotated, Any, NoReturn, TypeAlias
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from msgspec import UNSET, UnsetType
 
 from featurestore.clock import parse_instant
+from featurestore.definitions.expressions import RequestField
+from featurestore.engine.columns import ARROW_TYPES
 from featurestore.errors import near_matches
 from featurestore.serving.problems import Problem, Refused, invalid
 from featurestore.types import Dtype
@@ -21,6 +24,8 @@ MAX_BODY = 1 << 20
 """Bytes."""
 MAX_ROWS = 1_000
 MAX_DEPTH = 8
+MAX_TEXT = 1_024
+"""Characters of a text in `request`: one that holds for every row may be answered in every row."""
 
 KeyValue: TypeAlias = str | int | bool | None
 
@@ -34,7 +39,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     entities: msgspec.Raw
     at: str | UnsetType | None = UNSET
     budget_ms: float | UnsetType | None = UNSET
-    request: dict[str, msgspec.Raw] | UnsetType | None = UNSET
+    request: msgspec.Raw | UnsetType = UNSET
 
 
 FIELDS: tuple[str, ...] = _Body.__struct_fields__
@@ -43,13 +48,15 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 @dataclass(frozen=True, slots=True)
 class LookupRequest:
-    """A lookup whose entities are still text: their types depend on the service."""
+    """A lookup whose entities and fields are still text: their types depend on the service."""
 
     service: str
     entities: bytes
     at: int | None
     """µs; None means everything applied so far."""
     budget_ms: float | None
+    fields: bytes = b"{}"
+    """Of the request itself."""
 
 
 def parse_lookup(body: bytes) -> LookupRequest:
@@ -61,12 +68,12 @@ def parse_lookup(body: bytes) -> LookupRequest:
         parsed = _decode_body(body)
     except _DECODE_ERRORS as error:
         _refuse(error, body, "", FIELDS)
-    if parsed.request:
-        raise invalid("this service takes no request fields", field="request", hint="leave `request` out")
-    entities = bytes(parsed.entities)
+    entities, fields = bytes(parsed.entities), b"" if parsed.request is UNSET else bytes(parsed.request)
     at = parsed.at or None
-    _check_members(body, entities, parsed, at.count(":") if at else 0)
-    return LookupRequest(parsed.service, entities, _instant(parsed.at), _budget(parsed.budget_ms))
+    _check_members(body, (entities, fields), parsed, at.count(":") if at else 0)
+    absent = fields in (b"", b"null")
+    instant, budget = _instant(parsed.at), _budget(parsed.budget_ms)
+    return LookupRequest(parsed.service, entities, instant, budget, b"{}" if absent else fields)
 
 
 def too_large(limit: int) -> Problem:
@@ -113,6 +120,57 @@ class EntityColumns:
         return columns
 
 
+_TEXT = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+_FIELD_TYPES: dict[Dtype, Any] = {
+    Dtype.STRING: list[_TEXT | None] | _TEXT | None,
+    Dtype.INT: list[_INTEGER | None] | _INTEGER | None,
+    Dtype.FLOAT: list[float | None] | float | None,
+    Dtype.BOOL: list[bool | None] | bool | None,
+}
+
+
+class RequestFields:
+    """Reads `request` for one service: its fields, of their types, each a column or one value for every row."""
+
+    def __init__(self, fields: Sequence[RequestField]) -> None:
+        self.names = tuple(field.name for field in fields)
+        self._types = tuple(ARROW_TYPES[field.dtype] for field in fields)
+        rename = {f"f{i}": name for i, name in enumerate(self.names)}
+        shape = msgspec.defstruct(
+            "Request", map(_member, rename, fields), rename=rename, forbid_unknown_fields=True, kw_only=True, gc=False
+        )
+        self._decode = msgspec.json.Decoder(shape).decode
+        self._values: Callable[[Any], Sequence[Any]] = msgspec.structs.astuple
+
+    def read(self, fields: bytes, rows: int) -> dict[str, pa.Array]:
+        """By name, `rows` values of each field that is given. Raises Refused."""
+        try:
+            values = self._values(self._decode(fields))
+        except _DECODE_ERRORS as error:
+            if not self.names:
+                hint = "leave `request` out"
+                raise invalid("this service takes no request fields", field="request", hint=hint) from None
+            _refuse(error, fields, "request", self.names)
+        given = [i for i, value in enumerate(values) if value is not UNSET]
+        if not _has_members(fields, len(given)):
+            _refuse_duplicate(fields, "request")
+        return {self.names[i]: self._column(i, values[i], rows) for i in given}
+
+    def _column(self, i: int, value: Any, rows: int) -> pa.Array:
+        if not isinstance(value, list):
+            return pa.repeat(pa.scalar(value, self._types[i]), rows)
+        if len(value) != rows:
+            name = f"request.{self.names[i]}"
+            hint = "row i is the i-th value of every column; one value alone, in no list, holds for every row"
+            raise invalid(f"{name} has {len(value)} values for {rows} entities", field=name, hint=hint)
+        return pa.array(value, self._types[i])
+
+
+def _member(name: str, field: RequestField) -> tuple[str, Any] | tuple[str, Any, Any]:
+    kind = _FIELD_TYPES[field.dtype]
+    return (name, kind) if field.default is None else (name, kind | UnsetType, UNSET)
+
+
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -134,11 +192,11 @@ def _has_members(data: bytes, expected: int) -> bool:
     return data.count(b":") == expected or _bare(data).count(b":") == expected
 
 
-def _check_members(body: bytes, entities: bytes, parsed: _Body, quoted: int) -> None:
+def _check_members(body: bytes, inner: Sequence[bytes], parsed: _Body, quoted: int) -> None:
     expected = sum(getattr(parsed, name) is not UNSET for name in FIELDS)
-    if body.count(b":") - entities.count(b":") - quoted == expected:
+    if body.count(b":") - sum(part.count(b":") for part in inner) - quoted == expected:
         return
-    if _bare(body).count(b":") - _bare(entities).count(b":") != expected:
+    if _bare(body).count(b":") - sum(_bare(part).count(b":") for part in inner) != expected:
         _refuse_duplicate(body, "")
 
 
@@ -176,7 +234,7 @@ def _budget(budget: float | UnsetType | None) -> float | None:
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
-_WRONG = re.compile(r"Expected (?P<what>.+?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
+_WRONG = re.compile(r"(?:Expected )?(?P<what>.+?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
 
 
 def _refuse(error: Exception, data: bytes, parent: str, known: Sequence[str]) -> NoReturn:
@@ -187,7 +245,7 @@ def _refuse(error: Exception, data: bytes, parent: str, known: Sequence[str]) ->
     if match := _UNKNOWN.fullmatch(text):
         name = match["name"][:64]
         raise invalid(
-            f"{_path(parent, name)!r} is no field of a lookup" if not parent else f"{name!r} is no key of this service",
+            f"{name!r} is no {_MEMBERS[parent]}",
             field=_path(parent, name),
             hint=f"expected {_listed(known)}",
             near=near_matches(name, known),
@@ -200,6 +258,9 @@ def _refuse(error: Exception, data: bytes, parent: str, known: Sequence[str]) ->
     expected = match["what"].replace("`", "") if match else "another type"
     field = field.lstrip(".")
     raise invalid(f"{field or 'the body'} is not as expected: {expected}", field=field) from None
+
+
+_MEMBERS = {"": "field of a lookup", "entities": "key of this service", "request": "request field of this service"}
 
 
 def _position(text: str) -> str:

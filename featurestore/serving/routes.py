@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from featurestore import telemetry
 from featurestore.clock import SECOND
 from featurestore.definitions.compiled import CompiledService, CompiledView
+from featurestore.definitions.expressions import RequestField
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.online.health import Finding, Level
 from featurestore.registry.catalog import Catalog
 from featurestore.serving import schema
-from featurestore.serving.endpoint import JSON, LookupEndpoint
+from featurestore.serving.answers import SHAPES, Form
+from featurestore.serving.breaker import Breaker
+from featurestore.serving.callers import CALLER, NOBODY, Caller
+from featurestore.serving.endpoint import LookupEndpoint
+from featurestore.serving.negotiation import ARROW, ENCODINGS, JSON, wishes_of
 from featurestore.serving.problems import Problem, Refused
 
 CHECK_SECONDS = 1.0
@@ -29,6 +35,7 @@ class Parts:
     board: FreshnessBoard
     endpoint: LookupEndpoint
     check_store: Callable[[], Awaitable[Sequence[Finding]]]
+    breaker: Breaker
 
     def loaded(self) -> Catalog:
         catalog = self.catalog()
@@ -48,34 +55,59 @@ def router(parts: Parts) -> APIRouter:
 
 def _add_lookup(routes: APIRouter, parts: Parts) -> None:
     body = {"required": True, "content": {JSON: {"schema": schema.LookupBody.model_json_schema()}}}
-    shape = {
-        "name": "shape",
-        "in": "query",
-        "required": False,
-        "schema": {"type": "string", "enum": ["lean", "full", "columns"], "default": "lean"},
-    }
 
     @routes.post(
         "/v1/lookup",
         summary="Feature values of some entities",
         response_model=schema.LeanAnswer | schema.FullAnswer | schema.ColumnsAnswer,
-        responses=schema.problem_responses(404, 413, 415, 422, 503),
-        openapi_extra={"requestBody": body, "parameters": [shape]},
+        responses={200: _other_forms(), **schema.problem_responses(404, 408, 413, 415, 422, 429, 503)},
+        openapi_extra={"requestBody": body, "parameters": _parameters()},
         tags=["lookup"],
     )
     async def lookup(request: Request) -> Response:
         # Reached only where the application is mounted without its front, which answers this path first.
-        answer = await parts.endpoint.respond(await request.body(), request.url.query.encode())
+        query, wishes = request.url.query.encode(), wishes_of(request.headers.raw)
+        answer = await parts.endpoint.respond(await request.body(), query, _caller(request), wishes)
         return Response(answer.body, answer.status, dict(answer.headers), answer.media_type)
+
+
+def _caller(request: Request) -> Caller:
+    """Nobody in particular, without any right, where the application is mounted without its front."""
+    caller: Caller = request.scope.get(CALLER, NOBODY)
+    return caller
+
+
+def _parameters() -> list[dict[str, Any]]:
+    plain = Form()
+    shape = {"type": "string", "enum": list(SHAPES), "default": plain.shape}
+    types = {"type": "string", "enum": ["true", "false"], "default": "false"}
+    return [
+        {"name": "shape", "in": "query", "schema": shape, "description": "The form of a JSON answer."},
+        {"name": "types", "in": "query", "schema": types, "description": "Whether a JSON answer has the types."},
+    ]
+
+
+def _other_forms() -> dict[str, Any]:
+    """What headers choose: OpenAPI knows no parameter for them."""
+    return {
+        "description": "Values and what they are worth. `Accept` chooses between JSON, which is the default, and an "
+        "Arrow IPC stream; `Accept-Encoding` whether answers above some kilobytes are compressed.",
+        "content": {ARROW: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            "Vary": {"schema": {"type": "string"}},
+            "Content-Encoding": {"schema": {"type": "string", "enum": list(ENCODINGS)}},
+        },
+    }
 
 
 def _add_catalog(routes: APIRouter, parts: Parts) -> None:
     refusals = schema.problem_responses(503)
 
-    @routes.get("/v1/services", summary="Services, their versions and features", tags=["catalog"], responses=refusals)
-    async def services() -> schema.Services:
-        catalog = parts.loaded()
-        found = [_service(catalog, name) for name in sorted(catalog.services)]
+    @routes.get("/v1/services", summary="Services that the caller may use", tags=["catalog"], responses=refusals)
+    async def services(request: Request) -> schema.Services:
+        catalog, caller = parts.loaded(), _caller(request)
+        names = [name for name in sorted(catalog.services) if caller.admin or caller.may_lookup(name)]
+        found = [_service(catalog, name) for name in names]
         return schema.Services(revision=catalog.revision, services=found)
 
     @routes.get("/v1/views", summary="Views, their keys and features", tags=["catalog"], responses=refusals)
@@ -106,7 +138,7 @@ def _add_probes(routes: APIRouter, parts: Parts) -> None:
         tags=["operation"],
     )
     async def readyz(response: Response) -> schema.Readiness:
-        checks = [_registry_check(parts.catalog()), await _redis_check(parts.check_store)]
+        checks = [_registry_check(parts.catalog()), await _redis_check(parts.check_store, parts.breaker)]
         ready = all(check.ok for check in checks)
         response.status_code = 200 if ready else 503
         return schema.Readiness(ready=ready, checks=checks)
@@ -130,13 +162,15 @@ def _registry_check(catalog: Catalog | None) -> schema.Check:
     return schema.Check(name="registry", ok=True, detail=f"revision {catalog.revision}")
 
 
-async def _redis_check(check: Callable[[], Awaitable[Sequence[Finding]]]) -> schema.Check:
+async def _redis_check(check: Callable[[], Awaitable[Sequence[Finding]]], breaker: Breaker) -> schema.Check:
     """What exactly is wrong with it is for `doctor`: findings name addresses."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             faults = [finding.check for finding in await check() if finding.level is Level.FAULT]
     except TimeoutError:
         faults = ["reachable"]
+    if not breaker.closed:
+        faults.append("asked: lookups do without it")
     return schema.Check(name="redis", ok=not faults, detail=f"not {', '.join(faults)}" if faults else "answers")
 
 
@@ -150,6 +184,7 @@ def _service(catalog: Catalog, name: str) -> schema.ServiceSummary:
         owner=service.owner,
         description=service.description,
         entities=_service_keys(catalog, service),
+        request=[_request_field(field) for field in service.request],
         features=list(service.feature_names),
     )
 
@@ -157,6 +192,11 @@ def _service(catalog: Catalog, name: str) -> schema.ServiceSummary:
 def _service_keys(catalog: Catalog, service: CompiledService) -> list[schema.EntityKey]:
     keys = {name: dtype for view in service.views for name, dtype in catalog.views[view].keys.items()}
     return [schema.EntityKey(name=name, type=dtype) for name, dtype in keys.items()]
+
+
+def _request_field(field: RequestField) -> schema.RequestFieldSummary:
+    required = field.default is None
+    return schema.RequestFieldSummary(name=field.name, type=field.dtype, required=required, default=field.default)
 
 
 def _view(view: CompiledView) -> schema.ViewSummary:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from featurestore.serving.problems import MEDIA_TYPE
-from featurestore.serving.requests import MAX_ROWS
+from featurestore.serving.requests import MAX_ROWS, MAX_TEXT
 
 StatusText = Literal[
     "ok", "default", "not_found", "expired", "stale", "late_pipeline", "last_known", "deadline", "unavailable"
@@ -17,6 +18,11 @@ KeyColumn = Annotated[
     list[str | int | bool | None],
     Field(max_length=MAX_ROWS, description="One value per row; null is answered as `not_found`."),
 ]
+
+
+FieldText = Annotated[str, Field(max_length=MAX_TEXT)]
+FieldValue = FieldText | int | float | bool | None
+FieldColumn = Annotated[list[FieldValue], Field(max_length=MAX_ROWS)]
 
 
 class LookupBody(BaseModel):
@@ -30,6 +36,11 @@ class LookupBody(BaseModel):
                     "entities": {"origin": ["JFK"], "carrier": ["B6"]},
                     "at": "2013-07-04T12:00:00Z",
                     "budget_ms": 20,
+                },
+                {
+                    "service": "fraud",
+                    "entities": {"user_id": [7, 8]},
+                    "request": {"amount": [12.5, 3], "country": "DE"},
                 },
             ]
         },
@@ -46,8 +57,10 @@ class LookupBody(BaseModel):
     budget_ms: float | None = Field(
         None, gt=0, description="Milliseconds the caller can wait. What is not there by then has status `deadline`."
     )
-    request: dict[str, Any] | None = Field(
-        None, max_length=0, description="Fields of the request itself; no feature takes any yet."
+    request: dict[str, FieldColumn | FieldValue] | None = Field(
+        None,
+        description="Fields of the request that the service's own features use: each a column, where row i belongs to "
+        "the i-th entity, or one value for every row. `GET /v1/services` lists them.",
     )
 
 
@@ -58,7 +71,12 @@ class _Envelope(BaseModel):
     at: datetime = Field(description="The instant the values hold for.")
     spent_ms: float
     source: Literal["online", "lake", "mixed"] = Field(description="Where the rows were computed.")
-    features: list[str] = Field(description="Names, `view.feature`, in the order of the values.")
+    features: list[str] = Field(
+        description="Names in the order of the values: `view.feature`, and `service.feature` for the service's own."
+    )
+    types: dict[str, str] = Field(
+        {}, description="Of key columns and features; only where the query has `types=true`. A list is `list<int>`."
+    )
 
 
 class LeanRow(BaseModel):
@@ -114,6 +132,13 @@ class EntityKey(BaseModel):
     type: str
 
 
+class RequestFieldSummary(BaseModel):
+    name: str
+    type: str
+    required: bool
+    default: str | int | float | bool | None = Field(description="Stands where the field is absent or null.")
+
+
 class ServiceSummary(BaseModel):
     name: str
     versions: list[int]
@@ -121,6 +146,7 @@ class ServiceSummary(BaseModel):
     owner: str
     description: str
     entities: list[EntityKey] = Field(description="Key columns of the version that `@prod`, else the newest, names.")
+    request: list[RequestFieldSummary] = Field(description="Fields of the request, likewise.")
     features: list[str]
 
 
@@ -183,6 +209,21 @@ class Readiness(BaseModel):
 
 class Liveness(BaseModel):
     status: Literal["ok"]
+
+
+_SCHEMES = {
+    "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, as `fsk_…`."},
+    "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A token of the issuer."},
+}
+
+
+def add_security(document: dict[str, Any], open_paths: Container[str], *, required: bool) -> None:
+    """How callers say who they are, into an OpenAPI document. Each scheme will do by itself."""
+    document.setdefault("components", {})["securitySchemes"] = _SCHEMES
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if required and path not in open_paths else ():
+            operation["security"] = [{name: []} for name in _SCHEMES]
+            operation["responses"] |= {str(k): v for k, v in problem_responses(401, 403).items()}
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import sys
 import threading
 from contextlib import suppress
 from functools import partial
+from typing import Any, cast
 
 from uvicorn import Config, Server
 from uvicorn.supervisors import Multiprocess
 
+from featurestore import telemetry
+from featurestore.clock import SystemClock
 from featurestore.config import Settings
 from featurestore.errors import ConfigError
+from featurestore.serving.access import access_to, is_local
 from featurestore.serving.app import create_app
+from featurestore.serving.protocol import BoundedProtocol
+from featurestore.serving.tls import tls_options
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """Longer than what load balancers in front usually keep idle connections for, so that they close first."""
 DRAIN_SECONDS = 15
+OTHER_FILES = 1024
+"""Open files beside the clients' connections: Redis, the lake, libraries."""
+
+_log = telemetry.get_logger(__name__)
 
 
 def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes what is under way. Port 0 takes a free one.
 
     Says on stderr where it listens. Several workers are processes that share the socket. Raises ConfigError where
-    the address cannot be listened on.
+    the address cannot be listened on, and where everyone who reaches it could ask without anybody having said so.
     """
+    settings = settings.model_copy(update={"host": host})
+    tls = tls_options(settings)
+    if not access_to(settings, SystemClock()).required and not is_local(host):
+        _log.warning("whoever reaches this address may ask for everything", host=host, setting="FS_AUTH=none")
     listener = _listen(host, port)
+    _allow_files(settings.connections)
     config = Config(
         partial(create_app, settings),
         factory=True,
         host=host,
         port=listener.getsockname()[1],
         loop="uvloop",
-        http="httptools",
+        http=cast(Any, partial(BoundedProtocol, limit=settings.connections)),
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -46,8 +62,9 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         workers=workers,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        **tls,
     )
-    sys.stderr.write(f"read API on {_url(listener)}\n")
+    sys.stderr.write(f"read API on {_url(listener, 'https' if tls else 'http')}\n")
     sys.stderr.flush()
     with listener, suppress(KeyboardInterrupt):
         if workers > 1:
@@ -55,6 +72,16 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         else:
             _end_in_order()
             Server(config).run(sockets=[listener])
+
+
+def _allow_files(connections: int) -> None:
+    """Raises the process's limit of open files, often 1,024, as far as connections need it and the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _end_in_order() -> None:
@@ -79,6 +106,6 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, scheme: str) -> str:
     address, port = listener.getsockname()[:2]
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"

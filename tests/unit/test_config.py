@@ -75,6 +75,9 @@ def test_an_override_wins_and_none_does_not(monkeypatch: pytest.MonkeyPatch) -> 
         ("FS_BATCH_RECORDS", "-1"),
         ("FS_STATE_BYTES", "1"),
         ("FS_PROJECT", "Mine!"),
+        ("FS_AUTH", "off"),
+        ("FS_JWT_ALGORITHMS", "none"),
+        ("FS_JWT_ALGORITHMS", "RS256,HS256"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable(
@@ -166,3 +169,9 @@ def test_redact_masks_the_password_only(text: str, expected: str) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1
+
+
+def test_a_key_is_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FS_API_KEY", "fsk_hunter2")
+
+    assert "hunter2" not in repr(load_settings()) + str(load_settings()) + load_settings().model_dump_json()

@@ -117,7 +117,7 @@ def test_doctor_goes_through_all_parts_and_says_what_to_do(fs: Fs, applied: Path
     assert ran.document["healthy"] is False
     assert levels == {
         "python": "ok", "packages": "ok", "settings": "ok", "compute": "ok", "lake": "ok", "registry": "ok",
-        "definitions": "ok", "redis": "fault", "kafka": "fault", "worker": "fault", "api": "advice",
+        "definitions": "ok", "redis": "fault", "kafka": "fault", "worker": "fault", "access": "ok", "api": "advice",
     }  # fmt: skip
     assert all(finding["hint"] for finding in ran.document["findings"] if finding["level"] != "ok")
 

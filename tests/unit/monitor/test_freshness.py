@@ -252,3 +252,21 @@ async def test_a_board_asks_the_lake_by_itself_and_within_a_second(
                 await asyncio.sleep(0.02)
     finally:
         running.cancel()
+
+
+async def test_who_is_not_found_where_keys_were_evicted_may_have_been_there(clock: ManualClock) -> None:
+    options = {"maxmemory": "2mb", "maxmemory-policy": "allkeys-random"}
+    with RedisServer(options=options) as server:
+        async with OnlineStore.connect(server.url) as store:
+            board = FreshnessBoard(store, clock)
+            board.watch([VIEW])
+            for i in range(60):
+                assert server.command(f"SET ballast:{i} {'x' * 60_000}").startswith(b"+OK")
+            assert await store.evicted() > 0
+            assert server.command("CONFIG SET maxmemory 0").startswith(b"+OK")  # or it may take the heartbeats next
+            await beats(store, {0: beat(clock)}, {0: beat(clock)})
+            await board.refresh()
+
+            fresh = board.of(VIEW.id)
+            seen = fresh.of(["JFK", "LGA", None], np.array([0, -1, -1]), np.array([True, False, False]))
+            assert [str(STATUSES[code]) for code in seen.tolist()[:2]] == ["ok", "stale"]

@@ -12,7 +12,7 @@ from featurestore.online.embedded import find_redis_server
 from featurestore.online.fences import Beat, Fence, IntakeMark, Put, encode
 from featurestore.online.health import Level
 from featurestore.online.keys import Keyspace
-from featurestore.online.store import CHUNK_KEYS, WINDOW_CHUNKS, OnlineStore, Written
+from featurestore.online.store import CHUNK_KEYS, POSITION, WINDOW_CHUNKS, WITNESSES, OnlineStore, Written
 from tests.parts.redis import RedisServer
 from tests.unit.online.values import packed, position
 
@@ -257,6 +257,7 @@ async def test_beats_replace_each_other_by_partition_and_expire(store: OnlineSto
 async def test_a_cancelled_read_leaves_its_connection_whole(own_server: RedisServer) -> None:
     async with OnlineStore.connect(own_server.url, connections=1) as store:
         await store.write(VIEW, list("ab"), [packed(1, 1, body=name * 5000) for name in (b"a", b"b")])
+        await store.read(VIEW, ["a"])
         connects = own_server.command("INFO stats").split(b"total_connections_received:")[1].split(b"\r\n")[0]
         dice, cancelled = random.Random(3), 0
         for _ in range(300):
@@ -351,8 +352,8 @@ async def test_a_frozen_server_is_unavailable_after_the_timeout_and_its_late_ans
 async def test_a_full_pool_waits_for_a_connection(store: OnlineStore, redis_url: str) -> None:
     await store.write(VIEW, ["k"], [packed(1, 1)])
     async with OnlineStore.connect(redis_url, connections=2) as narrow:
-        answers = await asyncio.gather(*(narrow.read(VIEW, ["k"]) for _ in range(100)))
-    assert [[packed(1, 1)]] * 100 == answers
+        answers = await asyncio.gather(*(narrow.read_fenced(VIEW, ["k"], 0) for _ in range(100)))
+    assert [([packed(1, 1)], None)] * 100 == answers
 
 
 async def test_closing_lets_commands_under_way_finish(own_server: RedisServer) -> None:
@@ -395,6 +396,45 @@ async def test_no_fence_vouches_for_values_that_were_lost_since_they_were_writte
         assert {0: before} == await store.fences(VIEW)
         written = await store.write(VIEW, ["a", "b"], [packed(0, 6)] * 2)
         assert await store.put_fence(VIEW, 0, after, believed=before, witnesses=written.witnesses) is Put.STORED
+
+
+async def test_values_that_another_worker_wrote_first_are_witnesses_of_their_own(own_server: RedisServer) -> None:
+    """Nothing was written after them that would be lost with them."""
+    async with OnlineStore.connect(own_server.url) as store:
+        for entity in ("b", "a"):
+            await store.write(VIEW, [entity], [packed(0, 5)])
+        written = await store.write(VIEW, ["a", "b"], [packed(0, 5)] * 2)
+        assert Written(0, older=2) == written
+        own_server.command(f"DEL {key_of('a')}")
+        after = replace(FENCE, generation=0, offset=5)
+
+        assert await store.put_fence(VIEW, 0, after, witnesses=written.witnesses) is Put.LOST
+        assert {} == await store.fences(VIEW)
+
+
+async def test_a_value_that_was_written_is_the_witness_of_all_that_was_there_before_it(store: OnlineStore) -> None:
+    await store.write(VIEW, ["c"], [packed(0, 9)])
+    written = await store.write(VIEW, ["a", "b", "c"], [packed(0, 5)] * 3)
+
+    assert [(key_of("b").encode(), packed(0, 5)[POSITION])] == list(written.witnesses)
+    assert await store.put_fence(VIEW, 0, replace(FENCE, generation=0), witnesses=written.witnesses) is Put.STORED
+
+
+@pytest.mark.parametrize("lost", [0, WITNESSES, 2 * WITNESSES + 1])
+async def test_of_any_number_of_witnesses_each_is_asked(own_server: RedisServer, lost: int) -> None:
+    async with OnlineStore.connect(own_server.url) as store:
+        entities = [f"e{i}" for i in range(2 * WITNESSES + 2)]
+        await store.write(VIEW, entities, [packed(0, 5)] * len(entities))
+        before, after = replace(FENCE, generation=0, offset=1), replace(FENCE, generation=0, offset=5)
+        assert await store.put_fence(VIEW, 0, before) is Put.STORED
+        witnesses = store.witnesses(VIEW, entities, [packed(0, 5)] * len(entities))
+        own_server.command(f"DEL {key_of(entities[lost])}")
+
+        assert await store.put_fence(VIEW, 0, after, believed=before, witnesses=witnesses) is Put.LOST
+        assert 1 == (await store.fences(VIEW))[0].offset
+        await store.write(VIEW, [entities[lost]], [packed(0, 5)])
+        assert await store.put_fence(VIEW, 0, after, believed=before, witnesses=witnesses) is Put.STORED
+        assert {0: after} == await store.fences(VIEW)
 
 
 async def test_a_server_that_is_found_to_evict_is_written_to_again_once_it_does_not() -> None:

@@ -51,7 +51,7 @@ class Api:
                 await self.store.put_fence(view.id, partition, Fence(0, 9, {0: 9}, {}, now, now, now))
 
     async def status_becomes(
-        self, entities: Mapping[str, list[Any]], status: str, service: str = "flight_delay"
+        self, entities: Mapping[str, list[Any]], status: str | list[str], service: str = "flight_delay"
     ) -> None:
         """Waits until the first row has this status."""
         async with asyncio.timeout(START_SECONDS):
@@ -61,18 +61,22 @@ class Api:
 
 @asynccontextmanager
 async def running(
-    redis_url: str, lake: Path, clock: Clock | None = None, *, applied: bool = True
+    redis_url: str, lake: Path, clock: Clock | None = None, *, applied: bool = True, key: str = "", **settings: Any
 ) -> AsyncIterator[Api]:
-    """Starts the application; with `applied` the registry has the definitions of `flights` and they are loaded."""
+    """Starts the application; with `applied` the registry has the definitions of `flights` and they are loaded.
+
+    `key` is what `Api.http` shows.
+    """
     clock = clock or SystemClock()
     if applied:
         apply(Registry(str(lake)), flights.definitions(), now=clock.now())
-    app = create_app(load_settings(redis=redis_url, lake=str(lake)), clock=clock)
+    app = create_app(load_settings(redis=redis_url, lake=str(lake), **settings), clock=clock)
     transport = httpx.ASGITransport(app=app)
+    shown = {"authorization": f"Bearer {key}"} if key else {}
     async with (
         OnlineStore.connect(redis_url, timeout_seconds=1.0) as store,
         app.running(),
-        httpx.AsyncClient(transport=transport, base_url="http://api") as http,
+        httpx.AsyncClient(transport=transport, base_url="http://api", headers=shown) as http,
     ):
         api = Api(http, store, clock, lake)
         async with asyncio.timeout(START_SECONDS):

@@ -8,7 +8,7 @@ import pytest
 
 from featurestore.clock import HOUR, MINUTE, SECOND, ManualClock, format_instant
 from featurestore.engine.packing import HEADER_WORDS
-from featurestore.online.fences import Rebuild
+from featurestore.online.fences import Beat, Rebuild
 from tests.unit.serving import flights
 from tests.unit.serving.api import Api
 
@@ -232,3 +232,35 @@ async def test_no_stored_value_of_a_view_that_is_being_rebuilt_is_shown(filled: 
     assert row["values"] == [0, 0, None, 0.0, None, None, None, 0, None, None]
     [row] = await filled.rows("leg_delay", {"origin": ["JFK"], "flight": [1]})
     assert row == {"values": [1, 10.0, 0, None], "status": ["ok", "ok", "unavailable", "unavailable"]}
+
+
+async def test_a_quiet_entity_is_ok_however_long(filled: Api, clock: ManualClock) -> None:
+    clock.advance(300 * HOUR)
+    await filled.beat()
+    entities: dict[str, list[Any]] = {"origin": ["JFK"], "flight": [None]}
+    await filled.status_becomes(entities, ["not_found", "not_found", "ok", "ok"], "leg_delay")
+
+    [row] = await filled.rows("leg_delay", entities)
+    assert row["values"][2:] == [0, "UA"]
+
+
+async def test_only_entities_of_the_partition_that_is_behind_are_late(filled: Api, clock: ManualClock) -> None:
+    table = flights.departures([(clock.now() - MINUTE, "EWR", "UA", 1, 5.0)])
+    await filled.write(AIRPORT, flights.stored(AIRPORT, table, partition=2))
+    behind = Beat(at=clock.now(), position=3, end=90, behind_seconds=31.0)
+    await filled.store.put_beats(f"fold:{AIRPORT.id}", {2: behind})
+    await filled.status_becomes({"origin": ["EWR"]}, "late_pipeline")
+
+    rows = await filled.rows("flight_delay", {"origin": ["EWR", "JFK"]})
+    assert [row["status"] for row in rows] == ["late_pipeline", "ok"]
+
+
+async def test_requests_that_are_evaluated_in_steps_get_their_own_rows(filled: Api) -> None:
+    rows = [f"X{i}" for i in range(900)] + ["JFK"] + [f"Y{i}" for i in range(99)]
+    large, small = await asyncio.gather(
+        filled.rows("flight_delay", {"origin": rows}), filled.rows("flight_delay", {"origin": ["LGA"]})
+    )
+
+    assert [i for i, row in enumerate(large) if row["status"] != "not_found"] == [900]
+    assert large[900]["values"][:2] == [3, 5]
+    assert small[0]["values"][:2] == [0, 1]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.serving.problems import Problem, Refused
-from featurestore.serving.requests import MAX_BODY, MAX_ROWS, EntityColumns, parse_lookup
+from featurestore.serving.requests import MAX_BODY, MAX_ROWS, EntityColumns, RequestFields, parse_lookup
 from featurestore.types import Dtype
 
 COLUMNS = EntityColumns({"origin": Dtype.STRING, "flight": Dtype.INT, "late": Dtype.BOOL})
@@ -19,7 +19,10 @@ SOUND: dict[str, Any] = {
 
 
 def read(body: bytes) -> list[list[Any]]:
-    return list(COLUMNS.read(parse_lookup(body).entities))
+    request = parse_lookup(body)
+    columns = list(COLUMNS.read(request.entities))
+    RequestFields(()).read(request.fields, len(columns[0]))
+    return columns
 
 
 def refusal(body: bytes | dict[str, Any]) -> Problem:
