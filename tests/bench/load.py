@@ -66,9 +66,9 @@ class _Client(asyncio.Protocol):
             self._done.set()
 
 
-async def _run(port: int, bodies: list[bytes], clients: int, seconds: float) -> Tally:
-    head = b"POST /v1/lookup HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    requests = [head % len(body) + body for body in bodies]
+async def _run(port: int, path: str, bodies: list[bytes], clients: int, seconds: float) -> Tally:
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: ".encode()
+    requests = [head + b"%d\r\n\r\n" % len(body) + body for body in bodies]
     tally, done = Tally(time.perf_counter() + seconds), asyncio.Event()
     loop = asyncio.get_running_loop()
     for i in range(clients):
@@ -78,10 +78,10 @@ async def _run(port: int, bodies: list[bytes], clients: int, seconds: float) -> 
 
 
 def main() -> None:
-    """`load.py PORT BODIES CLIENTS SECONDS SAMPLES`: prints a summary, leaves sampled answers in a file."""
-    port, bodies, clients, seconds, samples = sys.argv[1:]
+    """`load.py PORT PATH BODIES CLIENTS SECONDS SAMPLES`: prints a summary, leaves sampled answers in a file."""
+    port, path, bodies, clients, seconds, samples = sys.argv[1:]
     lines = Path(bodies).read_bytes().splitlines()
-    tally = uvloop.run(_run(int(port), lines, int(clients), float(seconds)))
+    tally = uvloop.run(_run(int(port), path, lines, int(clients), float(seconds)))
     Path(samples).write_bytes(b"\n".join(tally.samples))
     took = sorted(tally.latencies)
     print(

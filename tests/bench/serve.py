@@ -1,7 +1,8 @@
-"""Lookups per second beside a bare ASGI handler: `python -m tests.bench.serve [--seconds 3] [--rounds 3]`.
+"""Lookups per second beside Feast and a bare ASGI handler: `python -m tests.bench.serve [--seconds 3] [--rounds 3]`.
 
-Both servers are one process and ask the same Redis; they are measured in turn, in one run. Sampled answers of every
-round are compared with the values that were stored.
+All servers are one process each on the same core and ask the same Redis; they are measured in turn, in one run.
+Sampled answers of every round are compared with the values that were stored. Feast takes part where `--feast` names a
+Python that has it (`python -m venv feast; feast/bin/pip install "feast[redis]"`): it cannot share our dependencies.
 """
 
 import argparse
@@ -16,12 +17,16 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import redis
 
 from featurestore.clock import MINUTE, SystemClock
@@ -36,9 +41,13 @@ from tests.unit.serving import flights
 
 ENTITIES = 2_000
 CLIENTS = 16
-TARGET = 0.20
+TARGET = 0.50
+"""Of the bare handler's rate."""
+FEAST = defaultdict[int, float | None](lambda: None, {1: 10.0, 100: 45.0, 500: 75.0})
+FEAST_FULL = defaultdict[int, float | None](lambda: None, {1: 4.0, 500: 15.0})
+"""Times Feast's rate, by entities of a request."""
 
-_SERVE = """
+SERVE = """
 import sys
 from featurestore.config import load_settings
 from featurestore.serving.server import serve
@@ -120,12 +129,13 @@ def process(*argv: str, cpu: int) -> Iterator[subprocess.Popen[bytes]]:
         child.wait(20)
 
 
-def until_answered(port: int) -> None:
+def until_answered(port: int, path: str = "/v1/lookup", body: bytes = b"") -> None:
     """Waits until a lookup is answered as it should be, from loaded definitions and fresh partitions."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/lookup", bodies(1)[0])
+            headers = {"content-type": "application/json"}
+            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body or bodies(1)[0], headers)
             with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - our own servers
                 if b'"stale"' not in answer.read():
                     return
@@ -135,18 +145,26 @@ def until_answered(port: int) -> None:
     raise SystemExit(f"nothing answers on port {port}")
 
 
+def picks(rows: int) -> list[list[str]]:
+    """Entities of each request: different ones, so that nothing is answered from a cache of one."""
+    chosen = np.random.default_rng(7).integers(0, ENTITIES, (64, rows)).tolist()
+    return [[f"u{e}" for e in request] for request in chosen]
+
+
 def bodies(rows: int) -> list[bytes]:
-    """Requests for different entities, so that nothing is answered from a cache of one."""
-    pick = np.random.default_rng(7)
-    return [
-        json.dumps({"service": "flight_delay", "entities": {"origin": [f"u{e}" for e in chosen]}}).encode()
-        for chosen in pick.integers(0, ENTITIES, (64, rows)).tolist()
-    ]
+    return [json.dumps({"service": "flight_delay", "entities": {"origin": keys}}).encode() for keys in picks(rows)]
 
 
-def measure(port: int, requests: list[bytes], seconds: float, folder: Path) -> dict[str, Any]:
+def feast_bodies(rows: int) -> list[bytes]:
+    features = [f"airport_delay:{name}" for name in flights.view("airport_delay").order]
+    return [json.dumps({"features": features, "entities": {"origin": keys}}).encode() for keys in picks(rows)]
+
+
+def measure(port: int, requests: list[bytes], seconds: float, folder: Path, **options: Any) -> dict[str, Any]:
+    """`path` and `clients` are options of the load."""
     (folder / "bodies").write_bytes(b"\n".join(requests))
-    words = [str(port), str(folder / "bodies"), str(CLIENTS), str(seconds), str(folder / "samples")]
+    path, clients = options.get("path", "/v1/lookup"), options.get("clients", CLIENTS)
+    words = [str(port), path, str(folder / "bodies"), str(clients), str(seconds), str(folder / "samples")]
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.load", *words], capture_output=True, check=True, preexec_fn=_on_last_cpu
     )
@@ -171,14 +189,41 @@ def verify(name: str, result: dict[str, Any], requests: list[bytes], expected: d
         raise SystemExit(f"{name}: {result['failures']} requests failed")
     for number, body in result["samples"]:
         keys = json.loads(requests[int(number)])["entities"]["origin"]
-        rows = json.loads(body)["rows"]
-        got = [row["values"] if name == "featurestore" else row for row in rows]
-        if name == "featurestore" and {row["status"] for row in rows} != {"ok"}:
-            raise SystemExit(f"statuses are {[row['status'] for row in rows][:5]}, expected ok")
-        for key, row in zip(keys, got, strict=True):
+        for key, row in zip(keys, _ROWS[name](json.loads(body)), strict=True):
             if not all(_same(a, b) for a, b in zip(row, expected[key], strict=True)):
                 raise SystemExit(f"{name} answered {row} for {key}, expected {expected[key]}")
     return len(result["samples"])
+
+
+def _lean_rows(answer: dict[str, Any]) -> list[list[Any]]:
+    _require_ok({row["status"] for row in answer["rows"]})
+    return [row["values"] for row in answer["rows"]]
+
+
+def _full_rows(answer: dict[str, Any]) -> list[list[Any]]:
+    rows = [list(row["features"].values()) for row in answer["rows"]]
+    _require_ok({feature["status"] for row in rows for feature in row})
+    return [[feature["value"] for feature in row] for row in rows]
+
+
+def _require_ok(statuses: set[Any]) -> None:
+    if statuses != {"ok"}:
+        raise SystemExit(f"statuses are {statuses}, expected ok")
+
+
+def _feast_rows(answer: dict[str, Any]) -> list[list[Any]]:
+    """Its columns come in an order of its own."""
+    columns = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+    order = flights.view("airport_delay").order
+    return [list(row) for row in zip(*(columns[name]["values"] for name in order), strict=True)]
+
+
+_ROWS: dict[str, Callable[[dict[str, Any]], list[list[Any]]]] = {
+    "bare": lambda answer: answer["rows"],
+    "featurestore": _lean_rows,
+    "featurestore, full": _full_rows,
+    "Feast": _feast_rows,
+}
 
 
 def _same(got: Any, expected: Any) -> bool:
@@ -187,10 +232,23 @@ def _same(got: Any, expected: Any) -> bool:
     return math.isclose(got, expected, rel_tol=1e-9)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One of those that are measured."""
+
+    name: str
+    port: int
+    pid: int
+    path: str = "/v1/lookup"
+    bodies: Callable[[int], list[bytes]] = bodies
+
+
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=float, default=3.0)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rows", type=int, nargs="+", default=[1, 100, 500])
+    options.add_argument("--feast", metavar="PYTHON", help="an interpreter that has feast[redis]")
     chosen = options.parse_args()
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
@@ -200,50 +258,81 @@ def main() -> None:
         expected = asyncio.run(fill(server.url, now))
         fill_bare(server.url, expected)
         os.sched_setaffinity(server.pid, {(os.cpu_count() or 1) - 1})
-        ours, bare = free_ports(2)
+        ours, bare, theirs = free_ports(3)
         lake = str(folder / "lake")
-        served = stack.enter_context(process(sys.executable, "-c", _SERVE, server.url, lake, str(ours), cpu=0))
+        served = stack.enter_context(process(sys.executable, "-c", SERVE, server.url, lake, str(ours), cpu=0))
         words = [str(server.port), str(bare)]
         plain = stack.enter_context(process(sys.executable, "-m", "tests.bench.bare_asgi", *words, cpu=0))
         stack.enter_context(beating(server.url))
         for port in (ours, bare):
             until_answered(port)
-        ports = {"bare": (bare, plain.pid), "featurestore": (ours, served.pid)}
-        _compare(chosen.seconds, chosen.rounds, ports, expected, folder)
+        measured = [
+            Served("bare", bare, plain.pid),
+            Served("featurestore", ours, served.pid),
+            Served("featurestore, full", ours, served.pid, path="/v1/lookup?shape=full"),
+        ]
+        if chosen.feast:
+            measured.append(stack.enter_context(feast(chosen.feast, folder, server.port, theirs, expected)))
+        print(f"{CLIENTS} clients, {chosen.rounds} rounds of {chosen.seconds:g} s in turn, req/s: median (range)")
+        for rows in chosen.rows:
+            _compare(rows, chosen.seconds, chosen.rounds, measured, expected, folder)
+
+
+@contextmanager
+def feast(python: str, folder: Path, redis: int, port: int, expected: dict[str, list[Any]]) -> Iterator[Served]:
+    """Feast over the same values."""
+    home = folder / "feast"
+    home.mkdir()
+    columns = zip(*expected.values(), strict=True)
+    features = dict(zip(flights.view("airport_delay").order, map(pa.array, columns), strict=True))
+    at = pa.array([SystemClock().now()] * len(expected), pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"origin": list(expected), "event_timestamp": at, **features}), home / "values.parquet")
+    peer = str(Path(__file__).with_name("feast_peer.py"))
+    with process(python, peer, str(home), str(redis), str(port), cpu=0) as child:
+        until_answered(port, "/get-online-features", feast_bodies(1)[0])
+        yield Served("Feast", port, child.pid, "/get-online-features", feast_bodies)
 
 
 def _compare(
+    size: int,
     seconds: float,
     rounds: int,
-    ports: dict[str, tuple[int, int]],
+    measured: Sequence[Served],
     expected: dict[str, list[Any]],
     folder: Path,
 ) -> None:
-    print(f"{CLIENTS} clients, {rounds} rounds of {seconds:g} s in turn, req/s: median (range)")
-    for size in (1, 100):
-        requests = bodies(size)
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
-        checked = 0
-        for number in range(-1, rounds):
-            for name, (port, pid) in ports.items():
-                before = cpu_seconds(pid)
-                result = measure(port, requests, seconds if number >= 0 else 0.5, folder)
-                result["cpu_us"] = (cpu_seconds(pid) - before) / result["requests"] * 1e6
-                checked += verify(name, result, requests, expected)
-                if number >= 0:
-                    found[name].append(result)
-        rates = {name: statistics.median(r["rate"] for r in results) for name, results in found.items()}
-        effort = {name: statistics.median(r["cpu_us"] for r in results) for name, results in found.items()}
-        for name, results in found.items():
-            low, high = min(r["rate"] for r in results), max(r["rate"] for r in results)
-            p50, p99 = (statistics.median(r[k] for r in results) for k in ("p50_ms", "p99_ms"))
-            print(
-                f"{size:>4} × 10  {name:<13} {rates[name]:>8.0f} ({low:.0f}–{high:.0f})  "
-                f"p50 {p50:.2f} ms  p99 {p99:.2f} ms  CPU {effort[name]:.0f} µs  "
-                f"{rates[name] / rates['bare']:.0%} of bare, by CPU {effort['bare'] / effort[name]:.0%}"
-            )
-        ratio = min(rates["featurestore"] / rates["bare"], effort["bare"] / effort["featurestore"])
-        print(f"{'':>10}{checked} answers checked; target {TARGET:.0%}: {'met' if ratio >= TARGET else 'NOT MET'}")
+    found: dict[str, list[dict[str, Any]]] = {of.name: [] for of in measured}
+    checked = 0
+    for number in range(-1, rounds):
+        for of in measured:
+            requests = of.bodies(size)
+            before = cpu_seconds(of.pid)
+            result = measure(of.port, requests, seconds if number >= 0 else 0.5, folder, path=of.path)
+            result["cpu_us"] = (cpu_seconds(of.pid) - before) / result["requests"] * 1e6
+            checked += verify(of.name, result, requests, expected)
+            if number >= 0:
+                found[of.name].append(result)
+    rates = {name: statistics.median(r["rate"] for r in results) for name, results in found.items()}
+    for name, results in found.items():
+        low, high = min(r["rate"] for r in results), max(r["rate"] for r in results)
+        p50, p99 = (statistics.median(r[k] for r in results) for k in ("p50_ms", "p99_ms"))
+        beside = "".join(f"  {rates[name] / rates[peer]:.2f} × {peer}" for peer in ("bare", "Feast") if peer in rates)
+        print(
+            f"{size:>4} × 10  {name:<18} {rates[name]:>8.0f} ({low:.0f}–{high:.0f})  "
+            f"p50 {p50:.2f} ms  p99 {p99:.2f} ms{beside}"
+        )
+    print(f"{'':>10}{checked} answers checked")
+    effort = {name: statistics.median(r["cpu_us"] for r in results) for name, results in found.items()}
+    by_cpu = effort["bare"] / effort["featurestore"]
+    _judge(f"of the bare handler (by CPU {by_cpu:.2f})", rates["featurestore"] / rates["bare"], TARGET)
+    if "Feast" in rates:
+        _judge("times Feast", rates["featurestore"] / rates["Feast"], FEAST[size])
+        _judge("times Feast, full shape", rates["featurestore, full"] / rates["Feast"], FEAST_FULL[size])
+
+
+def _judge(what: str, ratio: float, target: float | None) -> None:
+    verdict = "" if target is None else f"; target {target:g}: {'met' if ratio >= target else 'NOT MET'}"
+    print(f"{'':>10}{ratio:.2f} {what}{verdict}", flush=True)
 
 
 if __name__ == "__main__":
