@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 
+from featurestore import Client
 from featurestore.cli.main import app
 from featurestore.config import Settings, variable
 from tests.docs import tables
@@ -36,8 +38,9 @@ def test_the_python_of_a_page_runs(
     for block in blocks(page, "python"):
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
         exec(code, namespace)  # noqa: S102 — the documentation's own code
-    if isinstance(client := namespace.get("api"), importlib.import_module("httpx").Client):
-        client.close()
+    for client in namespace.values():
+        if isinstance(client, httpx.Client | Client):
+            client.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from featurestore.cli.parts import Stack
+from featurestore.client import call, http
+from featurestore.definitions.services import MAX_FEATURES
 from featurestore.online.keys import MAX_KEY_BYTES
-from featurestore.serving import lookup, past, problems, requests
+from featurestore.serving import arrival, lookup, negotiation, past, problems, protocol, requests
 from featurestore.serving.schema import StatusText
 from tests.docs.reading import ROOT, Block, blocks, section
 
@@ -25,7 +27,8 @@ ADDRESS = "localhost:8000"
 
 def examples() -> list[tuple[str, dict[str, Any]]]:
     """Each curl command with the document that is shown below it."""
-    shown = blocks(PAGE, "console", "json")
+    found = blocks(PAGE, "console", "json")
+    shown = [block for block in found if block.language == "json" or block.text.startswith("$ curl")]
     pairs = zip(shown[::2], shown[1::2], strict=True)
     return [(one_command(console), json.loads(answer.text)) for console, answer in pairs]
 
@@ -90,8 +93,23 @@ def test_the_documented_limits_are_the_ones_in_force() -> None:
 
     assert f"{requests.MAX_ROWS:,}" == limits["entities in a request"]
     assert f"{requests.MAX_BODY >> 20} MiB, nesting {requests.MAX_DEPTH} deep" == limits["body"]
+    assert f"{MAX_FEATURES}" == limits["features of a service"]
+    assert f"{protocol.MAX_HEAD >> 10} KiB" == limits["headers"]
+    seconds = f"{protocol.HEAD_SECONDS:g}, {arrival.BODY_SECONDS:g} seconds"
+    assert seconds == limits["time for the headers, for the body"]
     assert f"{MAX_KEY_BYTES:,} bytes of UTF-8 in its canonical form" == limits["entity key"]
     most = f"{lookup.MAX_BUDGET_MS:,.0f}"
     assert f"above 0; more than {most} counts as {most}" == limits["`budget_ms`"]
     assert f"{past.QUEUE} per process" == limits["lookups that may wait for the lake"]
     assert f"{past.LAKE_SECONDS:.0f} seconds" == limits["a lookup in the lake, without a budget"]
+    assert f"{negotiation.MIN_COMPRESSED >> 10} KiB" == limits["the smallest answer that is compressed"]
+
+
+def test_the_documented_figures_of_the_client_are_the_ones_in_force() -> None:
+    told = " ".join(section(PAGE, "From Python").split())
+
+    assert f"{http.CONNECTIONS} at most" in told
+    assert f"{http.ALLOWANCE_MS:g} ms longer" in told
+    assert f"it waits {call.UNBUDGETED_SECONDS:g} seconds" in told
+    assert f"More than {call.MAX_ENTITIES:,} are refused" in told
+    assert f"From {call.ARROW_ENTITIES} entities on" in told
