@@ -49,7 +49,8 @@ _FACTS = {
 }
 _READ_FACTS = attrgetter(*(name.removeprefix("_") for name in _FACTS))
 _ROW = "_row"
-_SYSTEM = frozenset({*_FACTS, _ROW, MONTH})
+SYSTEM = frozenset({*_FACTS, _ROW, MONTH})
+"""Columns that are there whatever the service."""
 
 
 def served_table(service: str) -> str:
@@ -76,7 +77,7 @@ def served_rows(
     data[MONTH] = months(data[ANSWERED_AT].to_numpy())
     data["_at"], data[ANSWERED_AT] = data["_at"].cast(INSTANT), data[ANSWERED_AT].cast(INSTANT)
     data[_ROW] = pa.array(row)
-    data |= {f"_key_{name}" if name in _SYSTEM else name: values for name, values in keys.items()}
+    data |= {f"_key_{name}" if name in SYSTEM else name: values for name, values in keys.items()}
     for name, values in features.items():
         data[name] = values
         data[name + STATUS_SUFFIX] = _STATUS_TEXTS.take(pa.array(statuses[name]))

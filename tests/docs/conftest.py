@@ -34,10 +34,15 @@ def _events(now: int) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="session")
 def flights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Serves the README's `flight_delay`: JFK has two departures in the last hour, LGA one of five hours ago."""
+    """Serves the README's `flight_delay`, and `boarding` of docs/serving.md.
+
+    JFK has two departures in the last hour, LGA one of five hours ago.
+    """
     directory = tmp_path_factory.mktemp("flights")
     shutil.copytree(ROOT / "schemas", directory / "schemas")
-    (directory / "definitions.py").write_text(blocks(ROOT / "README.md", "python")[0].text)
+    [boarding] = [block.text for block in blocks(ROOT / "docs" / "serving.md", "") if "FeatureService(" in block.text]
+    readme = blocks(ROOT / "README.md", "python")[0].text
+    (directory / "definitions.py").write_text(f"from featurestore import request\n{readme}\n{boarding}")
     events = directory / "departures.jsonl"
     events.write_text("".join(json.dumps(event) + "\n" for event in _events(SystemClock().now())))
     with Stack(directory / "stack", definitions=str(directory / "definitions.py")) as stack:

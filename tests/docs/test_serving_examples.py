@@ -13,6 +13,7 @@ import pytest
 from featurestore.cli.parts import Stack
 from featurestore.client import call, http
 from featurestore.definitions.services import MAX_FEATURES
+from featurestore.offline import served
 from featurestore.online.keys import MAX_KEY_BYTES
 from featurestore.serving import arrival, lookup, negotiation, past, problems, protocol, requests
 from featurestore.serving.schema import StatusText
@@ -86,6 +87,12 @@ def test_every_route_is_listed_and_answers(flights: Stack) -> None:
     assert served - {"/v1/lookup"} == set(routes) - {"/docs", "/openapi.json"}
     answered = {route: httpx.get(flights.url + route, timeout=20).status_code for route in routes}
     assert dict.fromkeys(routes, 200) == answered
+
+
+def test_every_column_of_recorded_answers_is_explained() -> None:
+    told = {name for row in rows_of("What was answered") for cell in row for name in re.findall(r"`(_[a-z_]+)`", cell)}
+
+    assert told == served.SYSTEM
 
 
 def test_the_documented_limits_are_the_ones_in_force() -> None:
