@@ -12,8 +12,6 @@ from streams.patience import Patience
 from streams.producing import Headers, Outbox, Outgoing
 from streams.topics import Topics, dead_letter_topic
 
-FUTURE_EVENT = "future_event"
-
 _CHUNK = 1000
 
 

@@ -115,10 +115,9 @@ def retention_ms(view: CompiledView) -> int | None:
 
     Longer than any window, by as much again and a day at least: an expired value answers as if never seen.
     """
-    if any(a.window is None for a in view.aggregates):
+    if view.reach is None:
         return None
-    longest = max((a.window or 0) + (a.hop or 0) for a in view.aggregates) + view.source.lateness
-    return (longest + max(longest, DAY)) // 1000
+    return (view.reach + max(view.reach, DAY)) // 1000
 
 
 class ViewFold:
@@ -233,6 +232,7 @@ class ViewFold:
             event_time=max(self.fence.event_time, int(folded.latest.max(initial=0))),
             broker_time=max(self.fence.broker_time, int(appended.max(initial=0))),
             written_at=self.fence.written_at,
+            loads=self.fence.loads,
         )
         values = self.state.encode(
             folded.slots, generation=fence.generation, partition=self.partition, offset=accepted.last

@@ -13,9 +13,10 @@ import pyarrow as pa
 from featurestore.clock import format_instant
 from featurestore.contracts.arrow import ARROW_TYPES
 from featurestore.contracts.decode import decode
+from featurestore.contracts.reasons import FUTURE_EVENT
 from featurestore.definitions.compiled import CompiledSource
 from featurestore.types import Dtype, format_duration
-from streams.deadletters import FUTURE_EVENT, Letter
+from streams.deadletters import Letter
 from streams.shuffle import with_positions
 
 _LOG_APPEND_TIME = 1

@@ -21,6 +21,7 @@ from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.errors import FeatureStoreError, LogTooShort, NotFound, RebuildConflict, Unavailable
 from featurestore.offline.events import count_events, events_table, scan_events
 from featurestore.offline.lake import Lake, app_id
+from featurestore.offline.loads import loaded
 from featurestore.online.fences import REBUILD_LEASE, Fence, IntakeMark, Rebuild, Tally, decode
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
@@ -205,6 +206,7 @@ class Rebuilder:
         vector = {p: recorded[name] for p, name in ids.items() if name in recorded}
         version = await asyncio.to_thread(self._lake.version, events_table(source.name))
         rows = await asyncio.to_thread(count_events, self._lake, source, version)
+        loads = await asyncio.to_thread(loaded, self._lake, source.name, version)
         highest = max((fence.generation for fence in fences.values()), default=0)
         return Rebuild(
             # Above anything that a frozen worker may still write, also where the store forgot its generations.
@@ -221,6 +223,7 @@ class Rebuilder:
             together=together,
             at=now,
             by=self._by,
+            loads=loads.count,
         )
 
     async def _offsets(self, view: CompiledView, log: Kept, vector: Mapping[int, int]) -> dict[int, int]:
@@ -322,6 +325,7 @@ class Rebuilder:
                 event_time=tally.event_time,
                 broker_time=0,  # the lake does not know it
                 written_at=self._clock.now(),
+                loads=record.loads,
             )
             # AHEAD means that the fence was put before this process took over, and a worker went on from it.
             await self._store.put_fence(view.id, p, fence)

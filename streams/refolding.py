@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from featurestore.clock import MIN_INSTANT
 from featurestore.definitions.compiled import CompiledSource, CompiledView
-from featurestore.engine.columns import SEQ_BITS, EventBatch, canonical_keys, event_batch
+from featurestore.engine.columns import LOADED, SEQ_BITS, EventBatch, canonical_keys, event_batch
+from featurestore.engine.packing import NOBODY
 from featurestore.engine.state import Outcome, ViewState
 from featurestore.offline.events import VISIBLE_TIME
 from featurestore.offline.files import OFFSET, PARTITION
@@ -46,6 +47,8 @@ class Base:
     shuffled: int | None
     """Partitions of the shuffle topic; None where the view is aligned, and an entity belongs to the source partition
     that its events come from."""
+    vectors: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+    """By entity partition of a shuffle, the vector that its values end at; empty where all end at `vector`."""
     alive_since: int = MIN_INSTANT
     """An entity without an event that came since (µs) has no value any more: it had left the store by itself."""
 
@@ -121,8 +124,20 @@ def _covered(batch: pa.RecordBatch, vector: Mapping[int, int]) -> np.ndarray:
     partition = batch.column(PARTITION).to_numpy().astype(np.int64)
     limits = np.full(int(max([*vector, int(partition.max(initial=0))])) + 1, NOTHING, np.int64)
     limits[list(vector)] = list(vector.values())
-    covered: np.ndarray = batch.column(OFFSET).to_numpy() <= limits[partition]
+    # What was loaded is in no log: all of it is covered.
+    covered: np.ndarray = (partition == LOADED) | (batch.column(OFFSET).to_numpy() <= limits[partition])
     return covered
+
+
+def _within(batch: EventBatch, homes: np.ndarray, vectors: Mapping[int, Mapping[int, int]]) -> np.ndarray:
+    """`bool[n]`: rows at or below the offset that the vector of their entity partition has for their own."""
+    origin, offset = batch.seq >> SEQ_BITS, batch.seq & ((1 << SEQ_BITS) - 1)
+    sources = max([int(origin.max(initial=0)), *(s for vector in vectors.values() for s in vector)]) + 1
+    limits = np.full((max(vectors) + 1, sources), NOTHING, np.int64)
+    for home, vector in vectors.items():
+        limits[home, list(vector)] = list(vector.values())
+    within: np.ndarray = (origin == LOADED) | (offset <= limits[homes, np.maximum(origin, 0)])
+    return within
 
 
 @dataclass(eq=False)
@@ -149,6 +164,9 @@ class Refold:
         """The entities of a bucket, some at a time, so that the state of all need not fit into memory."""
         batch = event_batch(self.source, tuple(self.view.keys), rows.take(pa.array(_in_order(rows))))
         homes, refused = self._homes(batch)
+        if self.base.vectors:
+            mine = np.flatnonzero(_within(batch, homes, self.base.vectors))
+            batch, homes, refused = batch.take(mine), homes[mine], refused[mine]
         # Rows without a key are counted with the first entities.
         part = np.maximum(batch.entities.codes, 0) // self._state.limit
         order = np.argsort(part, kind="stable")
@@ -185,7 +203,7 @@ class Refold:
         return Refolded(keys, values, _tallies(batch, places, counts, newest), len(batch))
 
     def _encode(self, slots: np.ndarray, partition: int) -> list[bytes]:
-        offset = self.base.offsets[partition]
+        offset = NOTHING if partition == NOBODY else self.base.offsets[partition]
         return self._state.encode(slots, generation=self.base.generation, partition=partition, offset=offset)
 
     def _homes(self, batch: EventBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -196,25 +214,27 @@ class Refold:
         if self.base.shuffled is not None:
             homes = partitions_of(batch.keys, self.base.shuffled, NOTHING)
             return np.where(homes == NOTHING, origin % self.base.shuffled, homes), long
-        # An entity belongs to the partition of the first event that gave it a value. From then on those of others were
-        # refused; what came before concerned nobody.
+        # An entity belongs to the partition of the first event of the topic that gave it a value. From then on those of
+        # others were refused; what came before concerned nobody. Loaded events have no partition to tell.
         codes, count = batch.entities.codes, len(batch.entities.names)
         claims = np.full(count + 1, len(batch))
         rows = self._concerned(batch, origin)
+        rows = rows[origin[rows] != LOADED]
         np.minimum.at(claims, codes[rows], rows)
         claims[-1] = len(batch)
-        owner = np.append(origin, NOTHING)[claims][codes]
-        homes = np.where(owner == NOTHING, origin, owner)
-        return homes, long | ((homes != origin) & (np.arange(len(batch)) > claims[codes]))
+        homes = np.append(origin, NOBODY)[claims][codes]
+        strays = (homes != origin) & (origin != LOADED) & (np.arange(len(batch)) > claims[codes])
+        return homes, long | strays
 
     def _concerned(self, batch: EventBatch, origin: np.ndarray) -> np.ndarray:
         """Rows that give their entity a value. Asked only of entities with events in several partitions, which are
         somebody's mistake; all rows of the others are given."""
         codes, count = batch.entities.codes, len(batch.entities.names)
         least, most = np.full(count + 1, np.iinfo(np.int64).max), np.full(count + 1, NOTHING)
-        np.minimum.at(least, codes, origin)
-        np.maximum.at(most, codes, origin)
-        doubtful = (least != most)[codes] & (codes >= 0)
+        came = origin != LOADED
+        np.minimum.at(least, codes[came], origin[came])
+        np.maximum.at(most, codes[came], origin[came])
+        doubtful = (least < most)[codes] & (codes >= 0)
         rows = np.flatnonzero(doubtful)
         if not rows.size:
             return np.flatnonzero(codes >= 0)
@@ -248,11 +268,12 @@ def _by_entity(events: EventBatch, homes: np.ndarray) -> dict[str, int]:
 
 def _tallies(batch: EventBatch, places: np.ndarray, counts: np.ndarray, newest: Mapping[int, int]) -> dict[int, Tally]:
     """`places` has the entity partition that counts each row: where it was read, also where its entity's value
-    belongs to another."""
+    belongs to another. Loaded rows were read nowhere, and no log's ledger counts them."""
     origin = batch.seq >> SEQ_BITS
+    came = origin != LOADED
     tallies = {}
-    for partition in np.unique(places).tolist():
-        here = places == partition
+    for partition in {*np.unique(places[came]).tolist(), *newest} - {NOBODY}:
+        here = (places == partition) & came
         ledger: dict[int, list[int]] = {}
         count_rows(ledger, origin[here], counts[here])
         tallies[partition] = Tally(ledger, max(0, newest.get(partition, 0)))

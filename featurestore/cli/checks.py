@@ -16,6 +16,7 @@ from typing import Any
 from featurestore.cli import http
 from featurestore.cli.access import access_findings
 from featurestore.cli.environment import DEFAULT_DEFINITIONS
+from featurestore.cli.history import history_findings
 from featurestore.cli.streamed import stream_answer
 from featurestore.clock import SECOND, SystemClock, format_instant
 from featurestore.config import EMBEDDED, Settings, load_settings, redact, unknown_variables
@@ -69,6 +70,7 @@ def examine() -> Iterator[Line]:
     yield from _lines("redis", lambda: _redis(settings))
     yield from _lines("kafka", lambda: _kafka(settings, catalog))
     yield from _lines("worker", lambda: _worker(settings, catalog))
+    yield from _lines("history", lambda: history_findings(settings, catalog))
     yield from _lines("access", lambda: access_findings(settings, SystemClock().now()))
     yield from _lines("api", lambda: _api(settings))
 

@@ -154,6 +154,7 @@ def _troubles(document: Mapping[str, Any]) -> list[str]:
         for p in group["partitions"]
         if p["stopped"]
     ]
+    lines += [f"view {v['view']} lacks {v['incomplete']}" for v in document["views"] if v["incomplete"]]
     lines += [_rebuilding(v["view"], v["rebuild"]) for v in document["views"] if v["rebuild"]]
     missing = [s for s in document["sources"] if s["exists"] is False]
     return lines + [f"source {s['source']}: topic {s['topic']} does not exist" for s in missing]

@@ -31,6 +31,7 @@ async def standing(settings: Settings, catalog: Catalog, ends: Ends | None, cloc
         await board.refresh()
         with suppress(FeatureStoreError):  # without the lake, what the store lost before now is not seen
             await board.recall()
+            await board.look_for_loads()
             await board.refresh()
         reader = _Reader(store, board, ends, clock.now(), await store.rebuilds())
         return {
@@ -110,6 +111,7 @@ class _Reader:
                 for p in sorted({*fences, *beats, *map(int, known)})
             ],
             "ledger": _ledger(fences.values()),
+            "incomplete": self._board.incomplete().get(view.id, ""),
             "rebuild": self._rebuild(self._rebuilds.get(view.id)),
         }
 

@@ -31,6 +31,10 @@ class Reason(StrEnum):
     BAD_AVRO = "bad_avro"
 
 
+FUTURE_EVENT = "future_event"
+"""Further ahead of the clock than the source's `max_future_skew`: no breach of the contract, and refused as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     """One refused row: its index in the input, the code, and a sentence for the person who reads the dead letter."""

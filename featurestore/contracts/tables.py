@@ -13,7 +13,7 @@ from featurestore.clock import MAX_INSTANT, MIN_INSTANT
 from featurestore.contracts.arrow import ARROW_TYPES, Mask, arrow_schema, build_column, one_batch
 from featurestore.contracts.contract import Contract
 from featurestore.contracts.field import NO_DEFAULT, Field
-from featurestore.contracts.reasons import Reason, Reject
+from featurestore.contracts.reasons import MAX_VALUE_BYTES, Reason, Reject
 from featurestore.errors import ContractError, near_matches
 from featurestore.types import Dtype
 
@@ -137,11 +137,33 @@ def _cast_float(_: Field, array: pa.Array) -> _Checked:
 
 
 def _cast_string(field: Field, array: pa.Array) -> _Checked:
-    text = array.cast(pa.string())
-    if not field.symbols:
-        return text, ()
-    known = pc.is_in(text, value_set=pa.array([*field.symbols, None], pa.string())).to_numpy(zero_copy_only=False)
-    return text, (_Fault(~known, Reason.BAD_ENUM, f"none of {', '.join(field.symbols[:20])}"),)
+    text, faults = _sound_text(array)
+    large = np.asarray(pc.greater_equal(pc.binary_length(text), MAX_VALUE_BYTES).fill_null(False))
+    faults = (*faults, _Fault(large, Reason.TOO_LARGE, f"a text of {MAX_VALUE_BYTES} bytes or more"))
+    if field.symbols:
+        known = pc.is_in(text, value_set=pa.array([*field.symbols, None], pa.string())).to_numpy(zero_copy_only=False)
+        faults = (*faults, _Fault(~known, Reason.BAD_ENUM, f"none of {', '.join(field.symbols[:20])}"))
+    return text, faults
+
+
+def _sound_text(array: pa.Array) -> _Checked:
+    """Files are read without a look at their texts: what is no UTF-8 is found here, and is empty in the result."""
+    try:
+        array.validate(full=True)
+        return array.cast(pa.string()), ()
+    except pa.ArrowInvalid:
+        raw = array.cast(pa.binary()).to_pylist()
+    broken = np.array([value is not None and not _is_utf8(value) for value in raw], np.bool_)
+    texts = ["" if bad else value for value, bad in zip(raw, broken.tolist(), strict=True)]
+    return pa.array(texts, pa.binary()).cast(pa.string()), (_Fault(broken, Reason.BAD_UTF8, "no valid UTF-8"),)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _cast_timestamp(_: Field, array: pa.Array) -> _Checked:

@@ -108,6 +108,14 @@ class CompiledView:
         return {name: known[name] for name in self.order}
 
     @cached_property
+    def reach(self) -> int | None:
+        """How far back its values look (µs), with whole tail tiles and the source's lateness; None where over the whole
+        history."""
+        if any(a.window is None for a in self.aggregates):
+            return None
+        return max((a.window or 0) + (a.hop or 0) for a in self.aggregates) + self.source.lateness
+
+    @cached_property
     def longest_window(self) -> int:
         """Microseconds; 0 where no feature has a window."""
         return max((a.window for a in self.aggregates if a.window is not None), default=0)

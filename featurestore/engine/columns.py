@@ -20,6 +20,9 @@ from featurestore.types import Dtype
 SEQ_BITS = 48
 """`seq = source partition << 48 | source offset` orders events of one instant."""
 
+LOADED = -1
+"""The partition of events that were loaded from files: of one instant, they are before all that came from a topic."""
+
 NUMPY_DTYPES: dict[Dtype, Any] = {
     Dtype.BOOL: np.bool_,
     Dtype.INT: np.int64,

@@ -24,6 +24,9 @@ from featurestore.errors import Corrupt
 FORMAT = 0x3130_5346
 """`FS01`"""
 HEADER_WORDS = 8
+NOBODY = -1
+"""The partition of a value that stands on loaded events only: it belongs to whichever partition has the entity's first
+event from the topic."""
 REREAD = "empty this store and restart the workers: they read the log again from its beginning"
 MAGIC, FINGERPRINT, GENERATION, OFFSET, PARTITION, LATEST, TOTAL_WORDS, HEAP_WORD = range(HEADER_WORDS)
 LENGTH_BITS = 20
@@ -227,7 +230,7 @@ def blank(layout: Layout) -> bytes:
     """The value of an entity that no event concerns: no tiles."""
     header = np.zeros((1, HEADER_WORDS), np.int64)
     header[:, MAGIC], header[:, FINGERPRINT] = FORMAT, fingerprint_word(layout.view.fingerprint)
-    header[:, PARTITION], header[:, LATEST] = -1, NEVER
+    header[:, PARTITION], header[:, LATEST] = NOBODY, NEVER
     nothing = np.empty(0, np.int64)
     rows = [
         TileRows(nothing, nothing, tuple(stored.partial.identity(np, 0) for stored in group.stored))

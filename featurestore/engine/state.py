@@ -106,7 +106,7 @@ class ViewState:
         fresh = [k for k, value in zip(keys, values, strict=True) if value is None]
         stored = [(k, value) for k, value in zip(keys, values, strict=True) if value is not None]
         unpacked = packing.unpack(self.layout, [value for _, value in stored])
-        mine = unpacked.header[:, packing.PARTITION] == partition
+        mine = np.isin(unpacked.header[:, packing.PARTITION], (partition, packing.NOBODY))
         known = [k for (k, _), ok in zip(stored, mine.tolist(), strict=True) if ok]
         self._make_room(len(fresh) + len(known))
         if len(self._pool) > MAX_TEXTS:

@@ -14,6 +14,7 @@ from featurestore.clock import SECOND, Clock, format_instant
 from featurestore.definitions.compiled import CompiledView
 from featurestore.errors import FeatureStoreError
 from featurestore.offline.lake import Lake, app_id
+from featurestore.offline.loads import Loaded, loaded
 from featurestore.offline.materialised import features_table
 from featurestore.online.store import Beat, Fence, OnlineStore, Rebuild
 from featurestore.telemetry import get_logger
@@ -21,6 +22,7 @@ from featurestore.types import STATUS_CODES, Status
 
 POLL_SECONDS = 0.5
 RECALL_SECONDS = 30.0
+LOADS_SECONDS = 5.0
 GRACE_SECONDS = 5.0
 """A heartbeat may be this old, and a poll interval more, before nobody vouches for its partition."""
 
@@ -44,6 +46,8 @@ class PartitionFreshness:
     stopped: str
     rebuilding: str = ""
     """Who computes the view's values anew, and since when; empty where nobody does."""
+    incomplete: str = ""
+    """What of the lake's history the values lack, and what to do; empty where they lack nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +74,7 @@ class ViewFreshness:
         if self.uniform is not None:
             return np.full(len(keys), self.uniform, np.uint8)
         count = self.codes.size
-        known = found & (partition < count)
+        known = found & (partition >= 0) & (partition < count)
         if self.unseen is not None:
             return np.where(known, self.codes[np.where(known, partition, 0)], np.uint8(self.unseen))
         home = np.where(known, partition, 0)
@@ -104,6 +108,7 @@ class FreshnessBoard:
         self._highest: dict[tuple[str, int], tuple[int, int]] = {}
         self._recalled: set[tuple[str, int]] = set()
         self._report: dict[str, dict[int, PartitionFreshness]] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._evicted = False
         self._refreshed = 0
         self._trouble = ""
@@ -138,8 +143,12 @@ class FreshnessBoard:
             await asyncio.sleep(self._poll_seconds)
 
     async def _keep_recalling(self) -> None:
-        loop, last = asyncio.get_running_loop(), 0.0
+        loop, last, looked = asyncio.get_running_loop(), 0.0, 0.0
         while True:
+            if loop.time() - looked > LOADS_SECONDS:
+                looked = loop.time()
+                with suppress(FeatureStoreError):  # as below
+                    await self.look_for_loads()
             new = {place for place in self._places() if place not in self._recalled}
             if new or loop.time() - last > RECALL_SECONDS:
                 last = loop.time()
@@ -159,6 +168,28 @@ class FreshnessBoard:
                 place = (view.id, ids[name])
                 self._highest[place] = max(self._highest.get(place, (-1, -1)), (0, offset))
             self._recalled |= {(view.id, p) for p in ids.values()}
+
+    async def look_for_loads(self) -> None:
+        """Reads from the lake what history was loaded: values that began without it lack it. Raises Unavailable."""
+        if self._lake is None:
+            return
+        for source in {view.source.name for view in self._views.values()}:
+            self._loaded[source] = await asyncio.to_thread(loaded, self._lake, source)
+
+    def incomplete(self) -> Mapping[str, str]:
+        """By view, what its values lack of the history that was loaded, as of the last refresh."""
+        known = [view for view in self._views.values() if view.id in self._fences]
+        return {view.id: lacks for view in known if (lacks := self._lacks(view))}
+
+    def _lacks(self, view: CompiledView) -> str:
+        """Which loaded files the values of some partition began without, if they can look back at any."""
+        found, fences = self._loaded.get(view.source.name), self._fences[view.id].values()
+        had = min((fence.loads for fence in fences), default=0)
+        if found is None or had >= found.count:
+            return ""
+        if view.reach is not None and found.newest < self._clock.now() - view.reach:
+            return ""
+        return f"{found.count - had} loaded files; run: featurestore backfill {view.id}"
 
     def _places(self) -> list[tuple[str, int]]:
         """View and partition of all that the store told of."""
@@ -190,6 +221,9 @@ class FreshnessBoard:
             beat = folds.get(partition)
             own = max(self._rank(view, beat, now), self._repair(view.id, partition, beat))
             ranks.append(max(before, own))
+        lacks = self._lacks(view)
+        if lacks:
+            ranks = [max(rank, _STALE) for rank in ranks]
         rebuild = self._rebuilds.get(view.id)
         if rebuild is not None:
             ranks = [_REBUILT] * count
@@ -202,7 +236,7 @@ class FreshnessBoard:
         fresh = ViewFreshness(codes, int(codes[0]) if same else None, unseen)
         self._fresh[view.id] = fresh if rebuild is None else _REBUILDING
         said = f"{rebuild.by}, since {format_instant(rebuild.started_at)}" if rebuild is not None else ""
-        self._report[view.id] = {p: _described(folds[p], _STATUSES[ranks[p]], now, said) for p in sorted(folds)}
+        self._report[view.id] = {p: _described(folds[p], _STATUSES[ranks[p]], now, said, lacks) for p in sorted(folds)}
 
     def _rank(self, view: CompiledView, beat: Beat | None, now: int) -> int:
         if beat is None or beat.stopped or now - beat.at > self._grace:
@@ -222,8 +256,16 @@ class FreshnessBoard:
         return _STALE if reached < highest else _OK
 
 
-def _described(beat: Beat, status: Status, now: int, rebuilding: str) -> PartitionFreshness:
+def _described(beat: Beat, status: Status, now: int, rebuilding: str, incomplete: str) -> PartitionFreshness:
     age = max(0.0, (now - beat.at) / SECOND)
     return PartitionFreshness(
-        status, beat.behind_seconds, age, beat.position, beat.end, beat.waiting_for, beat.stopped, rebuilding
+        status=status,
+        behind_seconds=beat.behind_seconds,
+        beat_age_seconds=age,
+        position=beat.position,
+        end=beat.end,
+        waiting_for=beat.waiting_for,
+        stopped=beat.stopped,
+        rebuilding=rebuilding,
+        incomplete=incomplete,
     )

@@ -16,7 +16,7 @@ from obstore.exceptions import BaseError
 from featurestore.clock import DAY
 from featurestore.contracts.contract import Contract
 from featurestore.definitions.compiled import CompiledSource
-from featurestore.engine.columns import ARROW_TYPES
+from featurestore.engine.columns import ARROW_TYPES, LOADED
 from featurestore.errors import AtOutOfRange, Unavailable
 from featurestore.offline.files import EVENT_TIME, MONTH, OFFSET, PARTITION, READ
 from featurestore.offline.lake import Lake, Snapshot
@@ -139,6 +139,18 @@ def count_events(lake: Lake, source: CompiledSource, version: int | None = None)
     """How many events of the source the lake holds: from the log, no file is opened."""
     snapshot = lake.snapshot(events_table(source.name), version)
     return 0 if snapshot is None else pc.sum(snapshot.files["num_records"]).as_py() or 0
+
+
+def streamed_since(lake: Lake, source: CompiledSource) -> int | None:
+    """The earliest event time (µs) of what came from the topic, as far as files' statistics tell: no later than it is.
+    None where nothing did."""
+    snapshot = lake.snapshot(events_table(source.name))
+    if snapshot is None or not snapshot.files.num_rows or f"max.{PARTITION}" not in snapshot.files.column_names:
+        return None
+    files = snapshot.files
+    streamed = files.filter(pc.greater(files[f"max.{PARTITION}"], LOADED).fill_null(True))
+    least = pc.min(streamed["min.event_time"].cast(INSTANT)).cast(pa.int64()).as_py()
+    return None if least is None else int(least)
 
 
 def _paths(snapshot: Snapshot, until: int | None) -> list[str]:

@@ -15,11 +15,13 @@ import obstore
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, RemoveAction
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from featurestore.errors import ConfigError, Unavailable, UsageError
 from featurestore.offline.documents import Documents
+from featurestore.offline.drafts import Draft
 from featurestore.offline.files import MONTH, STATISTICS, TableFiles, flush_name
 from featurestore.offline.marks import app_id, check_rows, rows_beyond
 
@@ -111,11 +113,42 @@ class Lake:
                     return
         raise Unavailable("lake", f"add to {table}: other writers won {_ATTEMPTS} times in a row")
 
-    def recorded(self, table: str, app_ids: Sequence[str]) -> dict[str, int]:
-        """Last recorded offset by app id; ids that were never recorded are absent."""
+    def draft(self, table: str, schema: pa.Schema) -> Draft:
+        """For rows that are more than one `append` should hold. Makes the table, and gives it the columns it lacks."""
+        _check_name(table)
+        with self._locked(table), self._errors(f"write to {table}"):
+            for _ in range(_ATTEMPTS):
+                handle = self._handle(table) or self._create(table, schema)
+                try:
+                    return Draft(self, table, _fit(table, handle, schema.empty_table()).schema)
+                except CommitFailedError:
+                    continue
+        raise Unavailable("lake", f"write to {table}: other writers won {_ATTEMPTS} times in a row")
+
+    def write_files(self, table: str, rows: pa.Table) -> list[AddAction]:
+        with self._errors(f"write to {table}"):
+            return self._files(table).write(rows)
+
+    def remove_files(self, table: str, paths: list[str]) -> None:
+        self._files(table).remove(paths)
+
+    def commit_files(
+        self, table: str, actions: Sequence[AddAction], seen: Mapping[str, int], marks: Mapping[str, int]
+    ) -> bool:
+        with self._locked(table), self._errors(f"commit to {table}"):
+            handle = self._handle(table)
+            if handle is None or _recorded(handle, marks) != {app: seen[app] for app in marks if app in seen}:
+                return False
+            return self._record(table, handle, actions, marks)
+
+    def recorded(self, table: str, app_ids: Sequence[str], version: int | None = None) -> dict[str, int]:
+        """Last recorded offset by app id, as of the newest or of an older version; ids that were never recorded are
+        absent."""
         _check_name(table)
         with self._locked(table), self._errors(f"read the marks of {table}"):
             handle = self._handle(table)
+            if handle is not None and version is not None and version != handle.version():
+                handle = DeltaTable(self._uri(table), version=version)
             return {} if handle is None else _recorded(handle, app_ids)
 
     def version(self, table: str) -> int | None:
@@ -164,6 +197,11 @@ class Lake:
             actions = files.write(rows) if rows.num_rows else []
         except CommitFailedError:
             return False
+        return self._record(table, handle, actions, marks)
+
+    def _record(
+        self, table: str, handle: DeltaTable, actions: Sequence[AddAction | RemoveAction], marks: Mapping[str, int]
+    ) -> bool:
         try:
             # Delta refuses the commit if one that it did not see recorded any of these app ids: measured, and kept by
             # a test, since the whole promise of `append` stands on it.

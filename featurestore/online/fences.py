@@ -42,6 +42,8 @@ class Fence(msgspec.Struct, frozen=True):
     broker_time: Micros
     """When the broker took the last record applied."""
     written_at: Micros
+    loads: Count = 0
+    """How many loaded files of the source the generation began with: what `offline.loads.Loaded.count` was."""
 
     @property
     def position(self) -> tuple[int, int]:
@@ -125,6 +127,8 @@ class Rebuild(msgspec.Struct, frozen=True):
     """The last sign of life."""
     by: str
     """Names the process that works on it."""
+    loads: Count = 0
+    """How many loaded files of the source are in that version of the table."""
 
     def abandoned(self, now: int, lease: int = REBUILD_LEASE) -> bool:
         return now - self.at >= lease

@@ -42,6 +42,8 @@ class Call:
 # server's locale.
 # GETRANGE instead of GET, because a copy of every stored value into Lua costs more than the comparison. It starts at
 # the first byte, so that a short value is not taken for an absent one.
+#
+# A value of partition -1 belongs to nobody yet: that of any partition may follow it, and it follows none.
 SET_IF_NEWER = Script("""
 local call, halves = redis.call, struct.unpack
 local ttl = ARGV[1]
@@ -56,7 +58,9 @@ for i = 1, #KEYS do
     local gen_lo, gen_hi, off_lo, off_hi, part_lo, part_hi = halves('<I4i4I4i4I4i4', stored, 17)
     local new_gen_lo, new_gen_hi, new_off_lo, new_off_hi, new_part_lo, new_part_hi = halves('<I4i4I4i4I4i4', value, 17)
     if new_gen_lo == gen_lo and new_gen_hi == gen_hi then
-      if new_part_lo ~= part_lo or new_part_hi ~= part_hi then
+      if part_hi >= 0 and new_part_hi < 0 then
+        older = older + 1
+      elseif part_hi >= 0 and (new_part_lo ~= part_lo or new_part_hi ~= part_hi) then
         misrouted[#misrouted + 1] = i
       elseif new_off_hi > off_hi or (new_off_hi == off_hi and new_off_lo > off_lo) then
         newer = true

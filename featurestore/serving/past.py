@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
-from featurestore.engine.packing import GENERATION, OFFSET, PARTITION, headers
+from featurestore.engine.packing import GENERATION, NOBODY, OFFSET, PARTITION, headers
 from featurestore.engine.statuses import overlaid
 from featurestore.errors import AtOutOfRange, StoreRefused, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard
@@ -126,6 +126,8 @@ class PastLookups:
     async def _positions(self, view: CompiledView, keys: list[str | None]) -> dict[int, tuple[int, int]]:
         """Fold partition → the highest (generation, offset) among the stored values of these keys."""
         stored = headers(await self._store.read(view.id, [key for key in keys if key is not None]))
+        # A value of nobody's partition stands on loaded events only: there is no fence to wait for.
+        stored = stored[stored[:, PARTITION] != NOBODY]
         return {p: (g, o) for p, g, o in sorted(stored[:, [PARTITION, GENERATION, OFFSET]].tolist())}
 
     async def _covered(self, views: Sequence[CompiledView], wanted: list[dict[int, tuple[int, int]]]) -> bool:

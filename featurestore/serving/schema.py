@@ -189,6 +189,7 @@ class PartitionStatus(BaseModel):
     waiting_for: str
     stopped: str
     rebuilding: str = Field(description="Who computes the view's values anew, and since when; empty where nobody does.")
+    incomplete: str = Field(description="What of the lake's history the values lack; empty where they lack nothing.")
 
 
 class ServerStatus(BaseModel):

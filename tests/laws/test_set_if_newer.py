@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurestore.engine.packing import NOBODY
 from featurestore.online.store import OnlineStore, Written
 from tests.parts.redis import RedisServer
 from tests.unit.online.values import packed, position
@@ -59,9 +60,9 @@ class Model:
             old = self.stored.get(new.key)
             if old is None or new.generation > old.generation:
                 verdict = "newer"
-            elif new.generation < old.generation:
+            elif new.generation < old.generation or (old.partition != NOBODY and new.partition == NOBODY):
                 verdict = "older"
-            elif new.partition != old.partition:
+            elif new.partition != old.partition != NOBODY:
                 verdict = "misrouted"
             else:
                 verdict = "newer" if new.offset > old.offset else "older"
@@ -74,15 +75,19 @@ class Model:
 
 
 writes = st.builds(
-    Write, key=st.sampled_from("abc"), generation=instants, offset=instants, partition=st.sampled_from([0, 1, 2**32])
+    Write,
+    key=st.sampled_from("abc"),
+    generation=instants,
+    offset=instants,
+    partition=st.sampled_from([NOBODY, 0, 1, 2**32]),
 )
 # Few positions as well, so that ties and re-deliveries are common.
 close_writes = st.builds(
     Write,
     key=st.sampled_from("ab"),
     generation=st.integers(0, 1),
-    offset=st.integers(0, 2),
-    partition=st.sampled_from([0, 1, 2**32]),
+    offset=st.integers(-1, 2),
+    partition=st.sampled_from([NOBODY, 0, 1, 2**32]),
 )
 batches = st.lists(st.lists(writes, max_size=8) | st.lists(close_writes, max_size=8), max_size=8)
 
