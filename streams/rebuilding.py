@@ -359,11 +359,11 @@ class Rebuilder:
 def _base(view: CompiledView, record: Rebuild) -> Base:
     ttl = retention_ms(view)
     return Base(
-        record.generation,
-        record.vector,
-        record.offsets,
-        None if view.aligned else len(record.offsets),
-        MIN_INSTANT if ttl is None else record.started_at - ttl * 1000,
+        generation=record.generation,
+        vector=record.vector,
+        offsets=record.offsets,
+        shuffled=None if view.aligned else len(record.offsets),
+        alive_since=MIN_INSTANT if ttl is None else record.started_at - ttl * 1000,
     )
 
 
