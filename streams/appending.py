@@ -11,7 +11,6 @@ from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
-from featurestore.offline.events import in_time_order
 from featurestore.offline.lake import Lake
 from featurestore.offline.marks import app_id
 from featurestore.telemetry import LAKE_APPEND, get_logger
@@ -43,9 +42,9 @@ class _Buffer(Generic[Token, Rows]):
 class Appender(Generic[Token, Rows]):
     """Appends to one table, at most every `interval` seconds (or half of the limit), all partitions in one transaction.
 
-    `build` makes a table (`_partition`, `_offset`, `event_time`, …) of all that was put since the last append; it runs
-    in the thread of the append, not in the way of a lane. `on_durable(partition, token)` is told, after the append, the
-    token that came with the last rows of a partition.
+    `build` makes a table (`_partition`, `_offset`, …) of all that was put since the last append, in the order in which
+    the lake is to keep it; it runs in the thread of the append, not in the way of a lane.
+    `on_durable(partition, token)` is told, after the append, the token that came with the last rows of a partition.
     """
 
     def __init__(
@@ -93,7 +92,8 @@ class Appender(Generic[Token, Rows]):
     def put(self, partition: int, rows: Rows, last: int, token: Token) -> None:
         """As `add`, whether there is room or not."""
         buffer = self._buffers.setdefault(partition, _Buffer(token, last))
-        buffer.last, buffer.token = last, token
+        if last >= buffer.last:  # a log that is read again begins below what is buffered of it
+            buffer.last, buffer.token = last, token
         buffer.rows.append(rows)
         self._held += rows.num_rows
         if self._held >= LIMIT_ROWS:
@@ -145,7 +145,8 @@ class Appender(Generic[Token, Rows]):
         for partition, buffer in taken.items():
             later = self._buffers.get(partition, buffer)
             rows = buffer.rows if later is buffer else buffer.rows + later.rows
-            self._buffers[partition] = _Buffer(later.token, later.last, rows)
+            newest = later if later.last >= buffer.last else buffer
+            self._buffers[partition] = _Buffer(newest.token, newest.last, rows)
 
     def _recount(self) -> None:
         self._held = sum(rows.num_rows for buffer in self._buffers.values() for rows in buffer.rows)
@@ -156,5 +157,5 @@ class Appender(Generic[Token, Rows]):
         marks = {app_id(self._stream, p): buffer.last for p, buffer in taken.items()}
         rows = self._build([rows for buffer in taken.values() for rows in buffer.rows])
         started = time.perf_counter()
-        self._lake.append(self._table, in_time_order(rows), marks)
+        self._lake.append(self._table, rows, marks)
         LAKE_APPEND.labels(self._table).observe(time.perf_counter() - started)

@@ -36,9 +36,10 @@ _ENCODED = (("fs.encoded", b"json"),)
 
 
 async def open_views(
-    parts: Parts, rows: FeatureRows, lane: LanePlan, partitions: Collection[int], share: int
+    parts: Parts, rows: FeatureRows, lane: LanePlan, partitions: Collection[int], share: int, count: int
 ) -> dict[int, list[ViewLane]]:
-    """The views of a lane in each partition, from their fences on. `share` divides the memory for state.
+    """The views of a lane in each partition, from their fences on. `share` divides the memory for state; `count` is how
+    many partitions the lane's shuffle topic has.
 
     Raises Unavailable.
     """
@@ -49,8 +50,8 @@ async def open_views(
         for p in partitions:
             state = ViewState(view, budget_bytes=int(parts.settings.state_bytes) // max(1, share), xp=parts.xp)
             fold = ViewFold(view, p, state, fences.get(p))
-            changes = rows.open(view, p)
-            opened[p].append(ViewLane(fold, parts.store, parts.clock, parts.patience, changes, lost=p in lost))
+            record = (rows.open(view, p), rows.visible.open(view, p, count, fences.get(p)))
+            opened[p].append(ViewLane(fold, parts.store, parts.clock, parts.patience, *record, lost=p in lost))
     return opened
 
 
@@ -79,15 +80,16 @@ class FoldStage:
     def __init__(self, parts: Parts, rows: FeatureRows) -> None:
         self._parts, self._rows = parts, rows
         self._work: Work = NO_WORK
+        self._counts: Mapping[str, int] = {}
         self._views: dict[TopicPartition, list[ViewLane]] = {}
 
     @property
     def topics(self) -> Collection[str]:
         return self._work.shuffles
 
-    def plan(self, work: Work) -> None:
-        """What to do from the next `open` on."""
-        self._work = work
+    def plan(self, work: Work, counts: Mapping[str, int]) -> None:
+        """What to do from the next `open` on; `counts` has the partitions of every shuffle topic."""
+        self._work, self._counts = work, dict(counts)
 
     def views(self, partition: TopicPartition) -> Sequence[ViewLane]:
         return self._views.get(partition, ())
@@ -97,7 +99,8 @@ class FoldStage:
         for topic, lane in self._work.shuffles.items():
             mine = [tp for tp in partitions if tp.topic == topic]
             if mine:
-                opened = await open_views(self._parts, self._rows, lane, [tp.partition for tp in mine], share)
+                numbers, count = [tp.partition for tp in mine], self._counts[topic]
+                opened = await open_views(self._parts, self._rows, lane, numbers, share, count)
                 self._views.update({tp: opened[tp.partition] for tp in mine})
         return {tp: offset_wanted(self.views(tp), self.durable(tp)) for tp in partitions}
 

@@ -93,7 +93,7 @@ class Heart:
         }
         shuffles = await self._parts.topics.ensure(wanted) if wanted else {}
         self._intake.plan(work, shuffles)
-        self._fold.plan(work)
+        self._fold.plan(work, shuffles)
         _log.info("lanes", revision=work.revision, sources=sorted(counts), shuffles=sorted(shuffles))
         for pump, topics in ((self._fold_pump, shuffles), (self._intake_pump, counts)):
             if not await pump.subscribe(topics) and reopen:

@@ -15,7 +15,8 @@ from aiokafka import TopicPartition
 
 from featurestore.definitions.compiled import CompiledSource
 from featurestore.engine.columns import canonical_keys, event_batch
-from featurestore.offline.events import events_table, system_columns
+from featurestore.engine.placement import partitions_of
+from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.online.fences import IntakeMark
 from streams.appending import Appender
 from streams.consumer import Record
@@ -26,7 +27,7 @@ from streams.materialising import FeatureRows
 from streams.producing import Outgoing
 from streams.reading import Batch, read
 from streams.rejects import RejectWatch
-from streams.shuffle import APPENDED, PARTITION, Origin, encode, partitions_of
+from streams.shuffle import APPENDED, PARTITION, Origin, encode
 from streams.stopping import PartitionStopped, StopReason
 from streams.viewlane import Refuse, ViewLane
 from streams.wiring import NO_WORK, LanePlan, Parts, Work
@@ -115,7 +116,7 @@ class IntakeStage:
         recorded = await self._appender(source).recorded(numbers)
         aligned = self._work.of_source(source.name, aligned=True)
         share = sum(len(lane.views) for lane in aligned) * 4
-        views = [(lane, await open_views(self._parts, self._rows, lane, numbers, share)) for lane in aligned]
+        views = [(lane, await open_views(self._parts, self._rows, lane, numbers, share, 0)) for lane in aligned]
         for tp in mine:
             mark = marks.get(tp.partition, NO_MARK)
             self._open[tp] = _Partition(
@@ -307,10 +308,12 @@ def _lake_rows(source: CompiledSource, arrived: Sequence[Arrived]) -> pa.Table:
     # Arrow cannot join a piece without rows that was cut off the end of another.
     some = [piece for piece in arrived if piece.num_rows] or [arrived[0]]
     sizes = [piece.num_rows for piece in some]
-    return system_columns(
-        pa.Table.from_batches([piece.events for piece in some]).select(source.contract.names),
-        np.repeat([piece.partition for piece in some], sizes),
-        np.concatenate([piece.offsets for piece in some]),
-        source.event_time,
-        np.repeat([piece.visible_time for piece in some], sizes),
+    return in_time_order(
+        system_columns(
+            pa.Table.from_batches([piece.events for piece in some]).select(source.contract.names),
+            np.repeat([piece.partition for piece in some], sizes),
+            np.concatenate([piece.offsets for piece in some]),
+            source.event_time,
+            np.repeat([piece.visible_time for piece in some], sizes),
+        )
     )

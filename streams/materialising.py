@@ -18,8 +18,10 @@ from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import EventBatch
 from featurestore.engine.packing import LATEST, OFFSET, headers
 from featurestore.engine.read import ViewReader
+from featurestore.offline.events import in_time_order
 from featurestore.offline.materialised import feature_rows, features_table
 from streams.appending import Appender
+from streams.visibility import VisibleRows
 from streams.wiring import Parts
 
 COMPACT_ROWS = 200_000
@@ -73,10 +75,12 @@ class Changes:
 
 
 class FeatureRows:
-    """The materialised rows of all views that this worker folds, each view in its own table."""
+    """The materialised rows of all views that this worker folds, each view in its own table; and beside them the record
+    of when events became readable."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.visible = VisibleRows(parts)
         self._readers: dict[str, ViewReader] = {}
         self._changes: dict[str, dict[int, Changes]] = {}
         self._appenders: dict[str, Appender[int, pa.Table]] = {}
@@ -91,11 +95,13 @@ class FeatureRows:
     def check(self, view: CompiledView) -> None:
         """Raises what the lake refused the view's rows for."""
         self._appenders[view.id].check()
+        self.visible.check(view)
 
     async def flush(self) -> None:
-        await asyncio.gather(*(appender.flush() for appender in self._appenders.values()))
+        await asyncio.gather(self.visible.flush(), *(appender.flush() for appender in self._appenders.values()))
 
     def stop(self) -> None:
+        self.visible.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -108,7 +114,7 @@ class FeatureRows:
             features_table(view),
             view.id,
             self._parts.patience,
-            pa.concat_tables,
+            _in_time_order,
             _nothing_more,
             interval=self._parts.settings.lake_interval_seconds,
             collect=collect,
@@ -158,6 +164,10 @@ def _evaluated(
         partition=partition,
         offset=np.minimum(header[:, OFFSET], offset),
     )
+
+
+def _in_time_order(rows: Sequence[pa.Table]) -> pa.Table:
+    return in_time_order(pa.concat_tables(rows))
 
 
 async def _nothing_more(_partition: int, _offset: int) -> None:

@@ -21,13 +21,13 @@ from featurestore.clock import MIN_INSTANT
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.engine.columns import LOADED, SEQ_BITS, EventBatch, canonical_keys, event_batch
 from featurestore.engine.packing import NOBODY
+from featurestore.engine.placement import partitions_of
 from featurestore.engine.state import Outcome, ViewState
 from featurestore.offline.events import VISIBLE_TIME
 from featurestore.offline.files import OFFSET, PARTITION
 from featurestore.online.fences import Tally
 from featurestore.online.keys import MAX_KEY_BYTES
 from streams.folding import NOTHING, Count, count_rows, counts_of
-from streams.shuffle import partitions_of
 
 FOLD_ROWS = 100_000
 """Rows folded at once."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from featurestore.contracts.arrow import arrow_schema, build_column
 from featurestore.contracts.contract import Contract
@@ -46,16 +45,6 @@ class Shuffled:
     rows: pa.RecordBatch
     offsets: np.ndarray
     """`int64[n]`, the source offsets, ascending."""
-
-
-def partitions_of(keys: pa.Array, count: int, null_partition: int) -> np.ndarray:
-    """`int64[n]`: the entity partition of each canonical key, `null_partition` where the key is null."""
-    encoded = keys.dictionary_encode()
-    texts = encoded.dictionary.cast(pa.binary()).to_pylist()
-    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts))
-    table = np.append((hashes % np.uint64(count)).astype(np.int64), null_partition)
-    targets: np.ndarray = table[encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)]
-    return targets
 
 
 def encode(origin: Origin, rows: pa.RecordBatch, targets: np.ndarray) -> dict[int, list[bytes]]:

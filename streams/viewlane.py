@@ -14,6 +14,7 @@ from featurestore.telemetry import EVENTS, VISIBLE_DELAY, get_logger
 from streams.folding import NOTHING, Accepted, Count, Delivery, Effects, ViewFold
 from streams.materialising import Changes
 from streams.patience import Patience
+from streams.visibility import Readable
 
 Refuse = Callable[[np.ndarray, str, str], Awaitable[None]]
 """Dead-letters rows of a delivery (`int64[k]`, their places), with reason and error."""
@@ -35,12 +36,15 @@ class ViewLane:
         clock: Clock,
         patience: Patience,
         changes: Changes,
+        readable: Readable,
         *,
         lost: bool = False,
     ) -> None:
-        """`changes` is told which entities have new values. `lost`: the store had a fence here, and lost it."""
+        """`changes` is told which entities have new values, and `readable` from when on they were there. `lost`: the
+        store had a fence here, and lost it."""
         self.fold, self.lost = fold, lost
-        self._store, self._clock, self._patience, self._changes = store, clock, patience, changes
+        self._store, self._clock, self._patience = store, clock, patience
+        self._changes, self._readable_from = changes, readable
         # A generation may begin before the first offset.
         self._stored: Fence | None = fold.fence if fold.fence.position > (0, NOTHING) else None
         # From the start on and at 0: an alert on a rate misses a counter's first step from nothing.
@@ -61,12 +65,14 @@ class ViewLane:
         if accepted is None:
             return
         effects, witnesses = await self._write(accepted)
-        self._readable(accepted)
+        visible_time = self._readable(accepted)
+        before = self.fold.fence.vector
         for reason, error, rows in effects.refused:
             await refuse(rows, reason, error)
         await self._put_fence(effects, witnesses)
         self._count(effects)
         self._changes.note(accepted.events, effects.keys, effects.fence.offset)
+        self._readable_from.note(before, effects.fence.vector, effects.fence.offset, visible_time)
 
     async def _write(self, accepted: Accepted) -> tuple[Effects, Witnesses]:
         while True:
@@ -132,12 +138,14 @@ class ViewLane:
         self.fold.confirm(effects)
         self._stored = fence
 
-    def _readable(self, accepted: Accepted) -> None:
-        """The values are there: readers need not wait for the fence."""
+    def _readable(self, accepted: Accepted) -> int:
+        """The values are there: readers need not wait for the fence. Returns the instant (µs)."""
+        now = self._clock.now()
         if len(accepted.appended):
             # One sample for the batch, of its oldest event: a worker under load must not count itself fast.
             oldest = int(accepted.appended.min())
-            VISIBLE_DELAY.labels(self.fold.view.id).observe(max(0, self._clock.now() - oldest) / SECOND)
+            VISIBLE_DELAY.labels(self.fold.view.id).observe(max(0, now - oldest) / SECOND)
+        return now
 
     def _count(self, effects: Effects) -> None:
         for kind, counter in self._counters.items():

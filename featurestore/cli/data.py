@@ -93,7 +93,7 @@ def export(  # noqa: PLR0913, PLR0917 — the words of the verb
     out: Annotated[Path, typer.Option(help="A new directory, or an earlier export to replace.")],
     time_column: Annotated[str, typer.Option(help="The spine's column of instants.")] = "event_time",
     status: Annotated[bool, typer.Option("--status", help="Add a <feature>__status column for each.")] = False,
-    as_served: Annotated[bool, typer.Option("--as-served", help="Not in this version.")] = False,
+    as_served: Annotated[bool, typer.Option("--as-served", help="Count only events that could be read online by each row's instant.")] = False,
     executor: Annotated[str, typer.Option(metavar="URL", help="Not in this version.")] = "",
     output: FormOption = None,
 ) -> None:
@@ -128,6 +128,10 @@ def export(  # noqa: PLR0913, PLR0917 — the words of the verb
     Output(context, output).show(document, lambda c: _draw_export(c, document))
     if not manifest.rows:
         say("the spine is empty: the export has its columns and no rows")
+    for view, known in (manifest.visibility or {}).items():
+        if known.from_intake:
+            say(f"{known.from_intake:,} events of {view} count from when intake took them, or their load says: "
+                "nobody recorded when the view could be read with them")  # fmt: skip
 
 
 def _pairs(given: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 Events are sorted once by (entity, event time, seq); a window is then a range of rows, and each aggregate answers all
 ranges at once: ends by position, sketches by collecting registers, everything else by the segment tree over `merge`.
+Where only events count that were visible at the instant, the tree is asked for the visible part of each range.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from featurestore.engine.layout import Layout, Stored, layout_of
 from featurestore.engine.operations import OPERATIONS
 from featurestore.engine.partials import Events, Partial
 from featurestore.engine.reduce import State, over_ranges
+from featurestore.engine.visible import Cover, VisibleTimes
 from featurestore.engine.windows import Instants, finish, with_derived
 
 MAX_COLLECTED = 4_000_000
 """Events gathered at once for operations that look at each event of a window, so that memory stays bounded."""
 
 
-def evaluate_history(view: CompiledView, events: EventBatch, keys: pa.Array, at: np.ndarray) -> list[FeatureColumn]:
+def evaluate_history(
+    view: CompiledView, events: EventBatch, keys: pa.Array, at: np.ndarray, visible: np.ndarray | None = None
+) -> list[FeatureColumn]:
     """Every feature of the view, in its order, for entity `keys[i]` (canonical, null allowed) at `at[i]` µs.
 
-    Counts every event with `event_time <= at`, however late it arrived. Rows out are rows in, in order.
+    Counts every event with `event_time <= at`, however late it arrived; with `visible` (`int64[n]` µs, when each event
+    became visible) those of them with `visible <= at`. Rows out are rows in, in order.
     """
     pool = StringPool()
     layout = layout_of(view)
@@ -37,7 +42,8 @@ def evaluate_history(view: CompiledView, events: EventBatch, keys: pa.Array, at:
         mine = np.nonzero(concerned(view, leaves, events, np, pool))[0]
         entity, asked = _entities(events.keys, keys)
         order = mine[np.lexsort((events.seq[mine], events.time[mine], entity[mine]))]
-        questions = _Questions(entity[order], events.time[order], asked, at)
+        seen = None if visible is None else VisibleTimes(visible[order])
+        questions = _Questions(entity[order], events.time[order], asked, at, seen)
         chosen = take_leaves(leaves, order)
         answers = _Answers(
             view,
@@ -104,7 +110,9 @@ class _Questions:
     answers back.
     """
 
-    def __init__(self, entity: np.ndarray, time: np.ndarray, asked: np.ndarray, at: np.ndarray) -> None:
+    def __init__(
+        self, entity: np.ndarray, time: np.ndarray, asked: np.ndarray, at: np.ndarray, visible: VisibleTimes | None
+    ) -> None:
         order = np.lexsort((at, asked))
         self.unsort = np.empty(order.size, np.int64)
         self.unsort[order] = np.arange(order.size)
@@ -114,10 +122,25 @@ class _Questions:
         self.high = self._timeline.before(self.asked, self.at + 1)
         first = self._timeline.start(self.asked)
         self._low[None, None] = first
-        found = (self.asked >= 0) & (self.high > first)
+        self.visible = visible
+        self._covers: dict[tuple[int | None, int | None], Cover] = {}
+        whole = self._cover(None, None, first)
+        last = self.high - 1 if whole is None else whole.last(at.size, time.size)
+        found = (self.asked >= 0) & (last >= first)
         latest = np.full(at.size, NEVER, np.int64)
-        latest[found] = time[self.high[found] - 1]
+        latest[found] = time[last[found]]
         self.instants = Instants(self.at, latest, found)
+
+    def cover(self, a: CompiledAggregate) -> Cover | None:
+        """The visible part of what `low` and `high` are the ends of; None where every event counts."""
+        return self._cover(a.window, a.hop, self.low(a))
+
+    def _cover(self, window: int | None, hop: int | None, low: np.ndarray) -> Cover | None:
+        if self.visible is None:
+            return None
+        if (window, hop) not in self._covers:
+            self._covers[window, hop] = self.visible.cover(low, self.high, self.at)
+        return self._covers[window, hop]
 
     def low(self, a: CompiledAggregate) -> np.ndarray:
         share = (a.window, a.hop)
@@ -144,18 +167,23 @@ class _Answers:
             if place not in self._events:
                 self._events[place] = self._prepared(stored)
             method = RANGES.get(a.op, _by_tree)
-            low, high = self._questions.low(a), self._questions.high
-            self._states[share] = method(stored.partial, a, self._events[place], low, high)
+            self._states[share] = method(stored.partial, a, self._events[place], self._questions)
         return self._states[share]
 
 
-def _by_tree(partial: Partial, a: CompiledAggregate, events: Events, low: np.ndarray, high: np.ndarray) -> State:
-    leaves = partial.prepare(np, events)
+def _by_tree(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
+    leaves, cover = partial.prepare(np, events), questions.cover(a)
+    low, high = questions.low(a), questions.high
+    if cover is not None:
+        return cover.merged(np, partial.merge, lambda rows: partial.identity(np, rows), leaves, high.size)
     return over_ranges(np, partial.merge, lambda rows: partial.identity(np, rows), leaves, low, high)
 
 
-def _by_position(partial: Partial, a: CompiledAggregate, events: Events, low: np.ndarray, high: np.ndarray) -> State:
+def _by_position(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
     """Ends of a range: rows are in time order, so they are its first or last counted rows."""
+    if questions.visible is not None:
+        return _by_tree(partial, a, events, questions)
+    low, high = questions.low(a), questions.high
     counted = np.nonzero(events.chosen)[0]
     before = np.concatenate([[0], np.cumsum(events.chosen)])
     first, last = before[low], before[np.maximum(low, high)]
@@ -171,8 +199,9 @@ def _by_position(partial: Partial, a: CompiledAggregate, events: Events, low: np
     return tuple(state)
 
 
-def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, low: np.ndarray, high: np.ndarray) -> State:
+def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
     """Looks at each event of each range, some ranges at a time."""
+    low, high = questions.low(a), questions.high
     result = partial.identity(np, low.size)
     lengths = np.maximum(high - low, 0)
     cuts = np.searchsorted(
@@ -183,14 +212,17 @@ def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, low: 
         stop = max(min(cut + 1, low.size), start)
         question, place = ragged(lengths[start:stop])
         row = low[start:stop][question] + place
-        part = Events(events.values[row], events.chosen[row], events.time[row], events.seq[row])
+        chosen = events.chosen[row]
+        if questions.visible is not None:
+            chosen &= questions.visible.times[row] <= questions.at[start:stop][question]
+        part = Events(events.values[row], chosen, events.time[row], events.seq[row])
         for field, values in zip(result, partial.reduce(np, part, question, stop - start), strict=True):
             field[start:stop] = values
         start = stop
     return result
 
 
-RANGES: dict[str, Callable[[Partial, CompiledAggregate, Events, np.ndarray, np.ndarray], State]] = {
+RANGES: dict[str, Callable[[Partial, CompiledAggregate, Events, _Questions], State]] = {
     "first": _by_position,
     "last": _by_position,
     "last_n": _by_position,

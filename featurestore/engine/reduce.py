@@ -82,10 +82,11 @@ def over_ranges(
                 for field, values in zip(result, merged, strict=True):
                     field[rows] = values
         low, high = (low + 1) // 2, high // 2
-        state = _pair_up(xp, merge, identity, state)
+        state = pair_up(xp, merge, identity, state)
 
 
-def _pair_up(xp: Any, merge: Merge, identity: Callable[[int], State], state: State) -> State:
+def pair_up(xp: Any, merge: Merge, identity: Callable[[int], State], state: State) -> State:
+    """Rows merged two by two; the last one alone where their number is odd."""
     rows = state[0].shape[0]
     if rows % 2:
         state = tuple(xp.concatenate([field, empty]) for field, empty in zip(state, identity(1), strict=True))

@@ -83,8 +83,10 @@ def read_events(
     until: int | None = None,
     version: int | None = None,
     limit: int | None = None,
+    visible_time: bool = False,
 ) -> pa.Table:
-    """Contract columns of the source's events, with its event time, `_partition` and `_offset`; each event once.
+    """Contract columns of the source's events, with its event time, `_partition` and `_offset`, and `visible_time`
+    where that is wanted; each event once.
 
     `keys` keeps the rows whose key columns have one of the values given for each (of a composite key that may be more
     than the entities asked for); `until` (µs) keeps those at or before that instant. Files that cannot hold any such
@@ -92,6 +94,8 @@ def read_events(
     no rows. More than `limit` rows: AtOutOfRange.
     """
     schema = _schema_of(source, columns)
+    if visible_time:
+        schema = schema.append(pa.field(VISIBLE_TIME, INSTANT))
     snapshot = lake.snapshot(events_table(source.name), version)
     paths = [] if snapshot is None else _paths(snapshot, until)
     if snapshot is None or not paths:

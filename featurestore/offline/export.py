@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 
 from featurestore.clock import format_instant
 from featurestore.definitions.compiled import CompiledService, CompiledSource, CompiledView
-from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
+from featurestore.engine.columns import ARROW_TYPES, EventBatch, FeatureColumn
 from featurestore.engine.own import own_features
 from featurestore.errors import UsageError
 from featurestore.offline.events import count_events, events_table, read_events
 from featurestore.offline.files import PARQUET, write_durably
 from featurestore.offline.history import History, by_source, narrowed
 from featurestore.offline.lake import Lake
-from featurestore.offline.manifest import MANIFEST, ExportedFile, Manifest
+from featurestore.offline.manifest import MANIFEST, ExportedFile, Kind, Manifest
 from featurestore.offline.output import check_target, replacing
 from featurestore.offline.spine import Spine, read_spine, refuse_clashes
+from featurestore.offline.visibility import Known, Visibility, visible_table
 from featurestore.registry.catalog import Catalog
 from featurestore.telemetry import package_version
 from featurestore.types import STATUS_CODES, STATUS_SUFFIX, STATUSES, Dtype, Status
@@ -50,34 +51,33 @@ def export(  # noqa: PLR0913 - the words of the verb
 
     `service` as in `flight_delay`, `flight_delay@prod`, `flight_delay@3`; `spine` as `read_spine` takes it; `status`
     adds a `<view>.<feature>__status` column for each feature; `now` (µs) is written into the manifest only. Nulls stay
-    null; each value counts every event with `event_time <= T` (`exact`). The directory appears, or is replaced, as a
-    whole. Raises UsageError (a bad spine, an unknown service, no events, an `out` that is not an export), Unavailable.
+    null. Each value counts every event with `event_time <= T`, however late it arrived; with `as_served` only those
+    that could be read online by T (`visibility.Visibility`). The directory appears, or is replaced, as a whole. Raises
+    UsageError (a bad spine, an unknown service, no events, an `out` that is not an export), Unavailable.
     """
-    if as_served:
-        hint = "leave it out: `exact` counts every event with event_time <= T, whenever it arrived"
-        raise UsageError("as_served exports are not there yet", hint=hint, field="as_served")
     target = Path(out).absolute()
     check_target(target)
     resolved, number = catalog.resolve(service)
     views = service_views(resolved, catalog)
     fields = {field.name: field.dtype for field in resolved.request}
     checked = read_spine(spine, key_columns(views), time_column, fields)
-    versions = {name: lake.version(name) for name in {events_table(view.source.name) for view in views}}
-    known = {name: version for name, version in sorted(versions.items()) if version is not None}
-    builder = Builder(lake, views, resolved, checked, status=status, versions=known)
+    known = _versions(lake, views, as_served)
+    builder = Builder(lake, views, resolved, checked, status=status, as_served=as_served, versions=known)
     with replacing(target) as draft:
+        files = _write_parts(draft, builder)
         manifest = Manifest(
-            kind="exact",
+            kind=Kind.AS_SERVED if as_served else Kind.EXACT,
             service=resolved.name,
             version=number,
             rows=len(checked),
             time_column=time_column,
             columns=tuple(builder.schema.names[checked.table.num_columns :]),
-            files=_write_parts(draft, builder),
+            files=files,
             views={view.id: view.fingerprint for view in views},
             service_fingerprint=resolved.fingerprint,
             registry_revision=catalog.revision,
             lake_versions=known,
+            visibility=builder.visibility,
             spine_sha256=digest(checked.table),
             created_at=format_instant(now),
             engine=package_version(),
@@ -87,10 +87,16 @@ def export(  # noqa: PLR0913 - the words of the verb
 
 
 def build(
-    lake: Lake, views: Sequence[CompiledView], service: CompiledService, spine: Spine, *, status: bool = False
+    lake: Lake,
+    views: Sequence[CompiledView],
+    service: CompiledService,
+    spine: Spine,
+    *,
+    status: bool = False,
+    as_served: bool = False,
 ) -> pa.Table:
     """The whole training set in memory; `views` are the service's."""
-    builder = Builder(lake, views, service, spine, status=status, versions={})
+    builder = Builder(lake, views, service, spine, status=status, as_served=as_served, versions={})
     parts = [builder.rows(start) for start in range(0, len(spine), MAX_ROWS)]
     return pa.concat_tables(parts) if parts else builder.schema.empty_table()
 
@@ -106,8 +112,11 @@ class Builder:
         spine: Spine,
         *,
         status: bool,
+        as_served: bool,
         versions: Mapping[str, int],
     ) -> None:
+        self._known: dict[str, Known] = {}
+        self._as_served = as_served
         self._views = {
             view.name: narrowed(view, [feature for name, feature in service.read if name == view.name])
             for view in views
@@ -121,9 +130,21 @@ class Builder:
         until = int(spine.at.max()) if len(spine) else None
 
         def read(source: CompiledSource, names: Sequence[str], _: Sequence[CompiledView]) -> pa.Table:
-            return read_events(lake, source, names, until=until, version=versions.get(events_table(source.name)))
+            version = versions.get(events_table(source.name))
+            return read_events(lake, source, names, until=until, version=version, visible_time=as_served)
 
-        self._history = History(list(self._views.values()) if len(spine) else [], read)
+        def visible(view: CompiledView, batch: EventBatch) -> np.ndarray:
+            record = Visibility.read(lake, view, versions.get(visible_table(view)))
+            instants, known = record.of(batch)
+            self._known[view.id] = known
+            return instants
+
+        self._history = History(list(self._views.values()) if len(spine) else [], read, visible if as_served else None)
+
+    @property
+    def visibility(self) -> Mapping[str, Known] | None:
+        """Of `as_served`, and of the views that `rows` has evaluated."""
+        return self._known if self._as_served else None
 
     def rows(self, start: int) -> pa.Table:
         """At most `MAX_ROWS` rows from `start` on."""
@@ -140,6 +161,14 @@ class Builder:
         for column in (*(found[f"{view}.{feature}"] for view, feature in self._service.columns), *own):
             arrays += _arrays(column, self._status)
         return pa.table(arrays, schema=self.schema)
+
+
+def _versions(lake: Lake, views: Sequence[CompiledView], as_served: bool) -> dict[str, int]:
+    """Of every table that is read, as far as it is there. Events first: of those the record says what was readable."""
+    tables = [*(events_table(view.source.name) for view in views)]
+    tables += [visible_table(view) for view in views] if as_served else []
+    versions = {name: lake.version(name) for name in dict.fromkeys(tables)}
+    return {name: version for name, version in sorted(versions.items()) if version is not None}
 
 
 def service_views(service: CompiledService, catalog: Catalog) -> list[CompiledView]:

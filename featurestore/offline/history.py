@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.definitions.expressions import names
-from featurestore.engine.columns import FeatureColumn, event_batch
+from featurestore.engine.columns import EventBatch, FeatureColumn, event_batch
 from featurestore.engine.history import evaluate_history
 from featurestore.engine.layout import layout_of
 
@@ -18,11 +18,17 @@ Reader = Callable[[CompiledSource, Sequence[str], Sequence[CompiledView]], pa.Ta
 """Reads the named contract columns of a source, for the views that need them."""
 
 
+Instants = Callable[[CompiledView, EventBatch], np.ndarray]
+"""`int64[n]` µs: when each event became visible in a view."""
+
+
 class History:
     """Events of the sources of some views, read once, to be asked any number of times."""
 
-    def __init__(self, views: Sequence[CompiledView], read: Reader) -> None:
-        self._views = tuple(views)
+    def __init__(self, views: Sequence[CompiledView], read: Reader, visible: Instants | None = None) -> None:
+        """With `visible`, an event counts at an instant only where it was visible by then."""
+        self._views, self._visible = tuple(views), visible
+        self._seen: dict[str, np.ndarray] = {}
         self._events: dict[tuple[str, str, str], pa.Table] = {}
         for identity, group in by_source(views).items():
             source = group[0].source
@@ -34,7 +40,9 @@ class History:
 
     def _evaluate(self, view: CompiledView, keys: pa.Array, at: np.ndarray) -> list[FeatureColumn]:
         batch = event_batch(view.source, tuple(view.keys), self._events[identity_of(view.source)])
-        return evaluate_history(view, batch, keys, at)
+        if self._visible is not None and view.id not in self._seen:
+            self._seen[view.id] = self._visible(view, batch)
+        return evaluate_history(view, batch, keys, at, self._seen.get(view.id))
 
 
 def narrowed(view: CompiledView, wanted: Collection[str]) -> CompiledView:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from featurestore.errors import Corrupt
+from featurestore.offline.visibility import Known
 
 MANIFEST = "manifest.json"
 FORMAT = "featurestore-export/1"
+
+
+class Kind(StrEnum):
+    """Which events count at T: every one with `event_time <= T`, or of these what could be read online by T."""
+
+    EXACT = "exact"
+    AS_SERVED = "as_served"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,7 @@ class ExportedFile:
 class Manifest:
     """`files` are in row order: read one after the other they are the spine's rows, in the spine's order."""
 
-    kind: str
-    """`exact`: every event with `event_time <= T` counts, however late it arrived."""
+    kind: Kind
     service: str
     version: int
     rows: int
@@ -45,6 +53,8 @@ class Manifest:
     created_at: str
     engine: str
     """Version of featurestore."""
+    visibility: Mapping[str, Known] | None = None
+    """Of `as_served`: `view@version` → from where the instants of its events are."""
     format: str = FORMAT
 
     def to_json(self) -> str:
@@ -59,6 +69,8 @@ def read_manifest(directory: Path | str) -> Manifest:
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}")
         files = tuple(ExportedFile(**file) for file in data.pop("files"))
-        return Manifest(files=files, columns=tuple(data.pop("columns")), **data)
+        kind, told = Kind(data.pop("kind")), data.pop("visibility", None)
+        visibility = None if told is None else {view: Known(**counts) for view, counts in told.items()}
+        return Manifest(kind=kind, files=files, columns=tuple(data.pop("columns")), visibility=visibility, **data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(f"{path} is no manifest of an export: {error}") from error

@@ -52,13 +52,13 @@ class _Lane(ViewLane):
 
     noted: ClassVar[list[tuple[float, int, list[float]]]] = []
 
-    def _readable(self, accepted: Accepted) -> None:
+    def _readable(self, accepted: Accepted) -> int:
         appended = np.sort(accepted.appended)
         if appended.size:
             some = appended[np.linspace(0, appended.size - 1, SAMPLES).astype(int)]
             delays = (self._clock.now() - some) / SECOND
             self.noted.append((time.monotonic(), appended.size, delays.tolist()))
-        super()._readable(accepted)
+        return super()._readable(accepted)
 
 
 if __name__ == "__main__":

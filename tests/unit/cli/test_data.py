@@ -152,7 +152,6 @@ def test_a_spine_that_cannot_be(fs: Fs, applied: Path, columns: dict[str, list[o
     ("arguments", "code", "said"),
     [
         (("customer_profil",), 1, "did you mean 'customer_profile'?"),
-        (("customer_profile", "--as-served"), 2, "as_served"),
         (("customer_profile", "--executor", "tcp://x:1"), 2, "not in this version"),
         (("customer_profile",), 2, "no events of source 'orders'"),
     ],

@@ -22,8 +22,10 @@ from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, NotF
 from featurestore.offline import export as export_module
 from featurestore.offline.export import build, export, key_columns, service_views
 from featurestore.offline.lake import Lake, app_id
-from featurestore.offline.manifest import Manifest, read_manifest
+from featurestore.offline.manifest import Kind, Manifest, read_manifest
 from featurestore.offline.spine import read_spine
+from featurestore.offline.visibility import Known
+from streams.visibility import Seen, seen_rows
 from tests.unit.offline.flights import EVENTS, catalog, spine, stored
 from tests.unit.offline.tables import START, rows
 
@@ -202,6 +204,55 @@ def test_plain_duckdb_and_polars_read_an_export(lake: Lake, tmp_path: Path) -> N
     ]
 
 
+def test_as_served_counts_what_could_be_read_by_then(lake: Lake, tmp_path: Path) -> None:
+    """JFK's second departure and its third became readable two hours after they happened."""
+    late = START + 4 * HOUR
+    instants = [(0, START + 1), (2, START + 20 * MINUTE), (4, late)]
+    seen = [Seen(0, n, 1, ((0, -1, up_to),), at) for n, (up_to, at) in enumerate(instants)]
+    for view in ("airport_delay@1", "gate_use@2"):
+        lake.append(f"visible/{view}", seen_rows(seen), {app_id(view, 0): 2})
+    asked = spine(("JFK", 7, START + 2 * HOUR), ("JFK", 7, late - 1), ("JFK", 7, late), ("LGA", 7, START + 20 * MINUTE))
+    manifest = run(lake, tmp_path / "served", asked, as_served=True)
+    run(lake, tmp_path / "exact", asked)
+
+    served, exact = read(tmp_path / "served"), read(tmp_path / "exact")
+    assert served["airport_delay.delay_max"].to_pylist() == [10.0, 10.0, 30.0, 4.0]
+    assert exact["airport_delay.delay_max"].to_pylist() == [30.0, 30.0, 30.0, 4.0]
+    assert served["gate_use.departures"].to_pylist() == [1, 1, 2, 1]
+    assert exact["gate_use.departures"].to_pylist() == [2, 2, 2, 1]
+    assert read_manifest(tmp_path / "served") == manifest
+    assert manifest.kind is Kind.AS_SERVED
+    assert manifest.visibility == {"airport_delay@1": Known(recorded=5), "gate_use@2": Known(recorded=5)}
+    assert manifest.lake_versions["visible/gate_use@2"] == lake.version("visible/gate_use@2")
+
+
+def test_as_served_without_a_record_goes_by_when_intake_took_the_events(lake: Lake, tmp_path: Path) -> None:
+    stored(lake, [EVENTS[0] | {"departed_at": START - HOUR, "delay": 77.0}], first=len(EVENTS))
+    manifest = run(lake, tmp_path / "out", spine(("JFK", 7, START - 1), ("JFK", 7, START)), as_served=True)
+    assert read(tmp_path / "out")["airport_delay.delay_max"].to_pylist() == [-1.0, 77.0]
+    assert manifest.visibility is not None
+    assert manifest.visibility["gate_use@2"].recorded == 0
+    assert manifest.visibility["gate_use@2"].from_intake > 0
+
+
+def test_a_late_event_that_no_online_window_took_is_in_no_as_served_window(lake: Lake, tmp_path: Path) -> None:
+    """It came when the entity was hours ahead: it changes the past that `exact` tells, and nothing that was served."""
+    stored(lake, [EVENTS[0] | {"departed_at": START + 5 * MINUTE, "delay": 90.0}], first=len(EVENTS))
+    came = START + 6 * HOUR
+    seen = [Seen(0, 0, 1, ((0, -1, 4),), START + 2 * HOUR), Seen(0, 1, 1, ((0, 4, 5),), came)]
+    for view in ("airport_delay@1", "gate_use@2"):
+        lake.append(f"visible/{view}", seen_rows(seen), {app_id(view, 0): 1})
+    asked = spine(("JFK", 7, START + 30 * MINUTE), ("JFK", 7, START + 2 * HOUR), ("JFK", 7, came))
+    run(lake, tmp_path / "served", asked, as_served=True)
+    run(lake, tmp_path / "exact", asked)
+
+    served, exact = read(tmp_path / "served"), read(tmp_path / "exact")
+    assert served["airport_delay.departures_1h"].to_pylist() == [0, 1, 0]
+    assert exact["airport_delay.departures_1h"].to_pylist() == [3, 1, 0]
+    assert served["airport_delay.delay_max"].to_pylist() == [-1.0, 30.0, 90.0]
+    assert exact["airport_delay.delay_max"].to_pylist() == [90.0, 90.0, 90.0]
+
+
 class TestRefusals:
     def test_without_any_event_nothing_is_made_up(self, tmp_path: Path) -> None:
         lake = Lake(str(tmp_path / "lake"))
@@ -212,10 +263,6 @@ class TestRefusals:
         with pytest.raises(UsageError, match="no events of source 'departures' in the lake"):
             run(lake, tmp_path / "out")
         assert not (tmp_path / "out").exists()
-
-    def test_as_served_says_that_it_is_not_there(self, lake: Lake, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="as_served exports are not there yet"):
-            run(lake, tmp_path / "out", as_served=True)
 
     def test_a_missing_key_column_is_named(self, lake: Lake, tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match="there is no column 'gate'"):

@@ -15,6 +15,7 @@ from featurestore.definitions.compile import compile_view
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import event_batch
 from featurestore.engine.packing import GENERATION, OFFSET, PARTITION, headers
+from featurestore.engine.placement import partitions_of
 from featurestore.engine.state import ViewState
 from featurestore.errors import LogTooShort, NotFound, RebuildConflict
 from featurestore.offline.events import events_table, in_time_order, system_columns
@@ -25,7 +26,6 @@ from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
 from streams.folding import Count, Delivery, Piece, ViewFold, totals
 from streams.rebuilding import Kept, Rebuilder
-from streams.shuffle import partitions_of
 from streams.topics import shuffle_topic
 from streams.wiring import Parts
 from tests.unit.streams import clicks

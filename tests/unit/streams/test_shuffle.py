@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.contracts.arrow import arrow_schema
+from featurestore.engine.placement import partitions_of
 from featurestore.errors import Corrupt
-from streams.shuffle import MAX_RECORD_BYTES, Origin, decode, encode, partitions_of, with_positions
+from streams.shuffle import MAX_RECORD_BYTES, Origin, decode, encode, with_positions
 from tests.unit.streams.clicks import SCHEMA, contract
 
 ORIGIN = Origin("clicks", 3, "clicks/v1")

@@ -14,10 +14,13 @@ from streams.folding import Delivery, Piece, ViewFold
 from streams.materialising import Changes
 from streams.patience import Patience
 from streams.viewlane import StoreLostWrites, ViewLane
+from streams.visibility import Readable, Seen
 from tests.parts.redis import RedisServer
 from tests.unit.streams.clicks import compiled, source
 
 VIEW = compiled()
+SEEN: list[Seen] = []
+"""What lanes said had become readable."""
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ async def lane(store: OnlineStore) -> ViewLane:
 
 
 def open_lane(store: OnlineStore, fence: Fence | None = None) -> ViewLane:
-    return ViewLane(ViewFold(VIEW, 0, ViewState(VIEW), fence), store, SystemClock(), Patience(), Changes(VIEW))
+    fold, readable = ViewFold(VIEW, 0, ViewState(VIEW), fence), Readable(SEEN.append, 0, 1, fence)
+    return ViewLane(fold, store, SystemClock(), Patience(), Changes(VIEW), readable)
 
 
 def delivery(first: int, users: list[str]) -> Delivery:
