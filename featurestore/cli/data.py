@@ -93,7 +93,9 @@ def export(  # noqa: PLR0913, PLR0917 — the words of the verb
     out: Annotated[Path, typer.Option(help="A new directory, or an earlier export to replace.")],
     time_column: Annotated[str, typer.Option(help="The spine's column of instants.")] = "event_time",
     status: Annotated[bool, typer.Option("--status", help="Add a <feature>__status column for each.")] = False,
-    as_served: Annotated[bool, typer.Option("--as-served", help="Count only events that could be read online by each row's instant.")] = False,
+    as_served: Annotated[
+        bool, typer.Option("--as-served", help="Count only events that could be read online by each row's instant.")
+    ] = False,
     executor: Annotated[str, typer.Option(metavar="URL", help="Not in this version.")] = "",
     output: FormOption = None,
 ) -> None:

@@ -22,13 +22,13 @@ from featurestore.definitions.compile import compile_view
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import LOADED, event_batch
 from featurestore.engine.packing import GENERATION, NOBODY, OFFSET, PARTITION, headers
+from featurestore.engine.placement import partitions_of
 from featurestore.engine.read import ViewReader
 from featurestore.engine.state import ViewState
 from featurestore.offline.events import VISIBLE_TIME
 from featurestore.online.fences import Fence
 from streams.folding import NOTHING, Count, Delivery, Piece, ViewFold, totals
 from streams.refolding import Base, Buckets, Refold
-from streams.shuffle import partitions_of
 from tests.oracle.compare import assert_values
 from tests.oracle.meaning import OracleEvent, OracleFeature, evaluate, magnitude
 from tests.unit.streams import clicks
