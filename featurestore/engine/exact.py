@@ -57,14 +57,13 @@ def divide(a: Pair, divisor: Array) -> Array:
 
 
 def total(xp: Any, high: Array, low: Array) -> Pair:
-    """Sums pairs `[n, k]` along k, as accurately as repeated `add`; not finite where a power of two above the largest
+    """Sums pairs `[k, …]` along k, as accurately as repeated `add`; not finite where a power of two above the largest
     term is no double.
 
     Extraction after S. M. Rump, T. Ogita, S. Oishi, "Accurate Floating-Point Summation" (2008): adding and taking away
     a large power of two cuts each term to a common grid, on which sums are exact; what is cut off is 2**-53 of it.
     """
-    largest = xp.max(xp.abs(high), axis=1)
-    exponent = xp.ceil(xp.log2(xp.where(largest > 0, largest, 1.0))) + (2 + high.shape[1].bit_length())
-    grid = xp.exp2(exponent)[:, None]
+    _, exponent = xp.frexp(xp.abs(high).max(axis=0))
+    grid = xp.ldexp(1.0, exponent + (2 + high.shape[0].bit_length()))
     coarse = (grid + high) - grid
-    return two_sum(xp.sum(coarse, axis=1), xp.sum((high - coarse) + low, axis=1))
+    return two_sum(coarse.sum(axis=0), ((high - coarse) + low).sum(axis=0))

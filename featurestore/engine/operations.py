@@ -114,7 +114,7 @@ def _end(never: int) -> Callable[[Any, CompiledAggregate, State], Finalized]:
 
 def _newest(xp: Any, a: CompiledAggregate, state: State) -> Finalized:
     if a.n == 1:
-        state = tuple(field[:, None] for field in state)
+        state = tuple(field[..., None] for field in state)
     return Finalized(state[2], state[0] != INT_MIN, state[0])
 
 

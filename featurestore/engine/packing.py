@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from featurestore.engine.array import ragged
+from featurestore.engine.array import ragged, some
 from featurestore.engine.columns import NEVER
 from featurestore.engine.layout import Group, Layout
 from featurestore.engine.partials import REGISTERS, Field
@@ -64,13 +64,22 @@ def _fields(group: Group) -> list[Field]:
     return [field for stored in group.stored for field in stored.partial.fields]
 
 
-def _words(field: Field) -> int:
+def words_of(field: Field) -> int:
+    """In a tile's record: a sketch is one reference."""
     return 1 if field.kind == "u1" else field.width
 
 
 @lru_cache(maxsize=4096)
+def columns_of(group: Group, place: int) -> tuple[int, ...]:
+    """Where the fields of one of its partials begin in a tile's record."""
+    begins = np.cumsum([1, *(words_of(field) for field in _fields(group))]).tolist()
+    before = sum(len(stored.partial.fields) for stored in group.stored[:place])
+    return tuple(begins[before : before + len(group.stored[place].partial.fields)])
+
+
+@lru_cache(maxsize=4096)
 def record_words(group: Group) -> int:
-    return 1 + sum(map(_words, _fields(group)))
+    return 1 + sum(map(words_of, _fields(group)))
 
 
 class _Heap:
@@ -143,7 +152,7 @@ def _records(
     waiting: list[tuple[int, int, int]] = []
     column = 1
     for field, values in zip(_fields(group), [f for state in rows.states for f in state], strict=True):
-        width = _words(field)
+        width = words_of(field)
         if field.kind == "u1":
             waiting.append((column, heap.add(rows.entity, *_sketch_bytes(values)), 1))
         elif field.kind == "text":
@@ -183,35 +192,68 @@ def _sketch_registers(buffer: np.ndarray, references: np.ndarray) -> np.ndarray:
     return registers
 
 
-def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
-    """n stored values → header and tiles. Raises Corrupt for bytes of another format or view."""
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    if (lengths % 8).any() or (lengths < HEADER_WORDS * 8).any():
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """n stored values end to end, checked as a whole; what their tiles hold is still words."""
+
+    header: np.ndarray
+    """`int64[n, HEADER_WORDS]`"""
+    buffer: bytes
+    """Behind the last value come as many bytes as the longest has: a run of words that is copied for each entity alike
+    may reach past its own."""
+    words: np.ndarray
+    """The buffer, `int64`."""
+    heap: tuple[np.ndarray, np.ndarray]
+    """First byte of each value's heap within the buffer, and the first behind it (`int64[n]`)."""
+    tiles: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """For each group of the layout (`int64[n]`): how many tiles each value has, and the place in `words` where they
+    end."""
+
+
+def open_values(layout: Layout, values: Sequence[bytes]) -> Opened:
+    """Raises Corrupt for bytes of another format or view."""
+    sizes = list(map(len, values))
+    lengths = np.array(sizes, np.int64)
+    if min(sizes, default=HEADER_WORDS * 8) < HEADER_WORDS * 8 or some(lengths & 7 != 0):
         raise Corrupt("a stored value is no whole number of words", hint=REREAD)
-    # Every entity's block is copied as wide as the widest; the padding lets the last one reach past its end.
-    widest = max(HEADER_WORDS, *map(record_words, layout.groups)) if layout.groups else HEADER_WORDS
-    buffer = b"".join((*values, bytes(max(int(lengths.max(initial=0)), widest * 8))))
+    # No layout is wider than its widest tile, also where no value is that long.
+    widest = max((8 * record_words(group) for group in layout.groups), default=0)
+    buffer = b"".join((*values, bytes(max(*sizes, widest, HEADER_WORDS * 8))))
     words = np.frombuffer(buffer, "<i8")
-    starts = (np.cumsum(lengths) - lengths) // 8
-    header = _runs(buffer, HEADER_WORDS)[starts]
+    starts = (lengths.cumsum() - lengths) >> 3
+    header = runs(words, HEADER_WORDS)[starts]
     _check(layout, header, lengths)
-    heap = np.stack([starts + header[:, HEAP_WORD], starts + header[:, TOTAL_WORDS]], axis=1) * 8
-    position = starts + HEADER_WORDS
     end = starts + header[:, HEAP_WORD]
-    groups: list[Tiles] = []
+    position = starts + HEADER_WORDS
+    tiles: list[tuple[np.ndarray, np.ndarray]] = []
     for group in layout.groups:
         width = record_words(group)
-        count = words[position]
-        if ((count < 0) | (count > (end - position - 1) // width)).any():
+        count = words.take(position)
+        first = position + 1
+        # A negative number is a large one without its sign.
+        if some(count.view(np.uint64) > ((end - first) // width).view(np.uint64)):
             raise _broken()
-        most = max(1, int(count.max(initial=0)))
-        block = _runs(buffer, most * width)[position + 1].reshape(-1, most, width)
-        live = np.arange(most) < count[:, None]
-        groups.append(Tiles(np.where(live, block[:, :, 0], NO_TILE), _states(group, block, live, heap, buffer)))
-        position = position + 1 + count * width
-    if (position != end).any():
+        position = first + count * width
+        tiles.append((count, position))
+    if some(position != end):
         raise _broken()
-    return Unpacked(header, tuple(groups), buffer)
+    return Opened(header, buffer, words, (end << 3, (starts + header[:, TOTAL_WORDS]) << 3), tuple(tiles))
+
+
+def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
+    """n stored values → header and tiles. Raises Corrupt for bytes of another format or view."""
+    opened = open_values(layout, values)
+    heap = tuple(edge[:, None] for edge in opened.heap)
+    groups: list[Tiles] = []
+    for group, (count, end) in zip(layout.groups, opened.tiles, strict=True):
+        width = record_words(group)
+        most = max(1, int(count.max(initial=0)))
+        block = runs(opened.words, most * width)[end - count * width].reshape(-1, most, width)
+        live = np.arange(most) < count[:, None]
+        ids = np.where(live, block[:, :, 0], NO_TILE)
+        columns = np.moveaxis(block, 2, 0)
+        groups.append(Tiles(ids, states_of(group, columns, live, heap, opened.buffer)))
+    return Unpacked(opened.header, tuple(groups), opened.buffer)
 
 
 def headers(values: Sequence[bytes | None]) -> np.ndarray:
@@ -221,9 +263,9 @@ def headers(values: Sequence[bytes | None]) -> np.ndarray:
     return np.frombuffer(b"".join(parts), "<i8").reshape(-1, HEADER_WORDS)
 
 
-def _runs(buffer: bytes, width: int) -> np.ndarray:
+def runs(words: np.ndarray, width: int) -> np.ndarray:
     """Every run of so many words, as a view: row i starts at word i."""
-    return np.ndarray((len(buffer) // 8 - width + 1, width), "<i8", buffer, strides=(8, 8))
+    return np.ndarray((max(0, words.size - width + 1), width), "<i8", words, strides=(8, 8))
 
 
 def blank(layout: Layout) -> bytes:
@@ -244,58 +286,72 @@ def _broken() -> Corrupt:
 
 
 def _check(layout: Layout, header: np.ndarray, lengths: np.ndarray) -> None:
-    if (header[:, MAGIC] != FORMAT).any():
+    if some(header[:, MAGIC] != FORMAT):
         raise Corrupt("a stored value is of another format", hint=REREAD)
-    if (header[:, FINGERPRINT] != fingerprint_word(layout.view.fingerprint)).any():
+    if some(header[:, FINGERPRINT] != fingerprint_word(layout.view.fingerprint)):
         raise Corrupt(f"a stored value of {layout.view.id} was computed by another definition")
     total, heap = header[:, TOTAL_WORDS], header[:, HEAP_WORD]
-    if ((total * 8 != lengths) | (heap > total) | (heap < HEADER_WORDS)).any():
+    if some((total * 8 != lengths) | (heap > total) | (heap < HEADER_WORDS)):
         raise Corrupt("a stored value is cut short", hint=REREAD)
 
 
-def _states(group: Group, block: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> tuple[State, ...]:
-    """Fields as `[n, k, …]`; where there is no tile they hold anything."""
+Heap = Sequence[np.ndarray]
+"""First byte of each entity's heap, and the first behind it, in a shape that fits what refers to it."""
+
+
+def states_of(group: Group, columns: np.ndarray, live: np.ndarray, heap: Heap, buffer: bytes) -> tuple[State, ...]:
+    """The words of tiles, `[record_words, n, k]`, → fields `[n, k, …]`, by stored partial.
+
+    Where it is not `live` (`bool[n, k]`) a field holds anything.
+    """
     states: list[State] = []
     column = 1
     for stored in group.stored:
         fields: list[np.ndarray] = []
         for field in stored.partial.fields:
-            width = _words(field)
-            part = block[:, :, column] if width == 1 else block[:, :, column : column + width]
-            fields.append(_READ_FIELD[field.kind](part, live, heap, buffer))
+            width = words_of(field)
+            fields.append(read_field(field, columns[column : column + width], live, heap, buffer))
             column += width
         states.append(tuple(fields))
     return tuple(states)
 
 
-def _floats(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+def read_field(field: Field, words: np.ndarray, live: np.ndarray, heap: Heap, buffer: bytes) -> np.ndarray:
+    """The words of one field, `[words_of(field), a, b]`, → its values, `[a, b]` or `[a, b, width]`.
+
+    Where it is not `live` (`bool[a, b]`) they are anything. Raises Corrupt for a reference past the heap.
+    """
+    read = _READ_FIELD[field.kind](words, live, heap, buffer)
+    return np.moveaxis(read, 0, -1) if field.width > 1 and field.kind != "u1" else read[0]
+
+
+def _floats(part: np.ndarray, live: np.ndarray, heap: Heap, buffer: bytes) -> np.ndarray:
     return part.view(np.float64)
 
 
-def _ints(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+def _ints(part: np.ndarray, live: np.ndarray, heap: Heap, buffer: bytes) -> np.ndarray:
     return part
 
 
-def _references(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
+def _references(part: np.ndarray, live: np.ndarray, heap: Heap, buffer: bytes) -> np.ndarray:
     """Places in the heap of each value → places in the buffer."""
-    shape = (-1,) + (1,) * (part.ndim - 1)
-    raw = np.where(live if part.ndim == live.ndim else live[:, :, None], part, 0)
-    start, stop = heap[:, 0].reshape(shape), heap[:, 1].reshape(shape)
+    raw = np.where(live, part, 0)
+    start, stop = heap
     ends = start + (raw >> LENGTH_BITS) + (raw & LENGTH_MASK)
-    if ((raw < 0) | (ends < start) | (ends > stop)).any():
+    if some((raw < 0) | (ends < start) | (ends > stop)):
         raise _broken()
     references: np.ndarray = raw + (start << LENGTH_BITS)
     return references
 
 
-def _sketches(part: np.ndarray, live: np.ndarray, heap: np.ndarray, buffer: bytes) -> np.ndarray:
-    references = _references(part, live, heap, buffer)
-    registers = np.zeros((*live.shape, REGISTERS), np.uint8)
-    registers[live] = _sketch_registers(np.frombuffer(buffer, np.uint8), references[live])
+def _sketches(part: np.ndarray, live: np.ndarray, heap: Heap, buffer: bytes) -> np.ndarray:
+    references = _references(part, live, heap, buffer)[0]
+    registers = np.zeros((1, *live.shape, REGISTERS), np.uint8)
+    registers[0, live] = _sketch_registers(np.frombuffer(buffer, np.uint8), references[live])
     return registers
 
 
-_READ_FIELD: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, bytes], np.ndarray]] = {
+_READ_FIELD: dict[str, Callable[[np.ndarray, np.ndarray, Heap, bytes], np.ndarray]] = {
     "i8": _ints,
     "f8": _floats,
     "text": _references,

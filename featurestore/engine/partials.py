@@ -56,8 +56,8 @@ class Partial:
     merge: Callable[[Any, State, State], State]
     collect: Callable[[Any, Partial, Events, Array, int], State] | None = None
     """A form of `prepare` and reduce that does not build a state per event, for wide states."""
-    across: Callable[[Any, State], State] | None = None
-    """A form of merging `[n, k, …]` along k in one step, equal to the repeated `merge`."""
+    across: tuple[str, ...] | None = None
+    """For each field its name in `ACROSS`, where merging `[k, …]` along k is a reduction of each field by itself."""
 
     def identity(self, xp: Any, *leading: int) -> State:
         return tuple(xp.full(f.shape(*leading), f.empty, f.dtype) for f in self.fields)
@@ -69,10 +69,16 @@ class Partial:
         return by_segment(xp, self.merge, self.prepare(xp, events), segment)
 
     def fold(self, xp: Any, state: State) -> State:
-        """`[n, k, …]` → `[n, …]`, k >= 1."""
-        if self.across is not None and state[0].shape[1] > 2:
-            return self.across(xp, state)
-        return along_axis(xp, self.merge, state)
+        """`[k, n, …]` → `[n, …]`, k >= 1."""
+        if self.across is None or state[0].shape[0] <= 2:
+            return along_axis(xp, self.merge, state)
+        folded: list[Array] = []
+        for name in self.across:
+            if name == "pair":
+                folded += sum_pairs(xp, *state[len(folded) : len(folded) + 2])
+            elif name != REST:
+                folded.append(ACROSS[name](xp, state[len(folded)]))
+        return tuple(folded)
 
 
 def _count(xp: Any, e: Events) -> State:
@@ -83,8 +89,24 @@ def _merge_sums(xp: Any, a: State, b: State) -> State:
     return tuple(left + right for left, right in zip(a, b, strict=True))
 
 
-def _sum_across(xp: Any, state: State) -> State:
-    return tuple(xp.sum(field, axis=1) for field in state)
+REST = ""
+"""Stands for the second field of a `pair`, which is reduced with the first."""
+ACROSS: dict[str, Callable[[Any, Array], Array]] = {
+    "sum": lambda xp, field: field.sum(axis=0),
+    "min": lambda xp, field: field.min(axis=0),
+    "max": lambda xp, field: field.max(axis=0),
+}
+
+
+def sum_pairs(xp: Any, high: Array, low: Array) -> exact.Pair:
+    """`[k, …]` → `[…]`: sums of double-doubles."""
+    if high.shape[0] == 1:
+        return high[0], low[0]
+    total = exact.total(xp, high, low)
+    if bool(xp.isfinite(total[0]).all()):
+        return total
+    summed: exact.Pair = along_axis(xp, lambda xp, a, b: exact.add(a, b), (high, low))
+    return summed
 
 
 def _int_sum(xp: Any, e: Events) -> State:
@@ -99,13 +121,6 @@ def _float_sum(xp: Any, e: Events) -> State:
 
 def _merge_float_sums(xp: Any, a: State, b: State) -> State:
     return a[0] + b[0], *exact.add((a[1], a[2]), (b[1], b[2]))
-
-
-def _float_sum_across(xp: Any, state: State) -> State:
-    high, low = exact.total(xp, state[1], state[2])
-    if not bool(xp.isfinite(high).all()):
-        return along_axis(xp, _merge_float_sums, state)
-    return xp.sum(state[0], axis=1), high, low
 
 
 def _moments(xp: Any, e: Events) -> State:
@@ -140,10 +155,7 @@ def _extreme(limit: int | float, pick: str) -> tuple[Callable[..., State], ...]:
     def merge(xp: Any, a: State, b: State) -> State:
         return a[0] + b[0], getattr(xp, pick)(a[1], b[1])
 
-    def across(xp: Any, state: State) -> State:
-        return xp.sum(state[0], axis=1), getattr(xp, pick[:3])(state[1], axis=1)
-
-    return prepare, merge, across
+    return prepare, merge
 
 
 def _end(never: int, nothing: int, later: bool) -> tuple[Callable[..., State], Callable[..., State]]:
@@ -226,10 +238,6 @@ def _merge_sketches(xp: Any, a: State, b: State) -> State:
     return (xp.maximum(a[0], b[0]),)
 
 
-def _sketches_across(xp: Any, state: State) -> State:
-    return (xp.max(state[0], axis=1),)
-
-
 def _collect_sketches(xp: Any, partial: Partial, e: Events, segment: Array, segments: int) -> State:
     rows = xp.nonzero(e.chosen)[0]
     register, rank = _register(xp, e.values[rows])
@@ -255,17 +263,17 @@ _COUNT = Field("i8", 0)
 
 
 def count() -> Partial:
-    return Partial((_COUNT,), _count, _merge_sums, across=_sum_across)
+    return Partial((_COUNT,), _count, _merge_sums, across=("sum",))
 
 
 def int_sum() -> Partial:
     """Counts, upper and lower halves of an integer sum: no overflow below 2**31 events."""
-    return Partial((_COUNT, Field("i8", 0), Field("i8", 0)), _int_sum, _merge_sums, across=_sum_across)
+    return Partial((_COUNT, Field("i8", 0), Field("i8", 0)), _int_sum, _merge_sums, across=("sum", "sum", "sum"))
 
 
 def float_sum() -> Partial:
     return Partial(
-        (_COUNT, Field("f8", 0.0), Field("f8", 0.0)), _float_sum, _merge_float_sums, across=_float_sum_across
+        (_COUNT, Field("f8", 0.0), Field("f8", 0.0)), _float_sum, _merge_float_sums, across=("sum", "pair", REST)
     )
 
 
@@ -275,14 +283,14 @@ def moments() -> Partial:
 
 def minimum(kind: str) -> Partial:
     limit = float("inf") if kind == "f8" else INT_MAX
-    prepare, merge, across = _extreme(limit, "minimum")
-    return Partial((_COUNT, Field(kind, limit)), prepare, merge, across=across)
+    prepare, merge = _extreme(limit, "minimum")
+    return Partial((_COUNT, Field(kind, limit)), prepare, merge, across=("sum", "min"))
 
 
 def maximum(kind: str) -> Partial:
     limit = float("-inf") if kind == "f8" else INT_MIN
-    prepare, merge, across = _extreme(limit, "maximum")
-    return Partial((_COUNT, Field(kind, limit)), prepare, merge, across=across)
+    prepare, merge = _extreme(limit, "maximum")
+    return Partial((_COUNT, Field(kind, limit)), prepare, merge, across=("sum", "max"))
 
 
 def first(kind: str) -> Partial:
@@ -312,4 +320,4 @@ def _nothing(kind: str) -> int:
 
 
 def sketch() -> Partial:
-    return Partial((Field("u1", 0, REGISTERS),), _sketch, _merge_sketches, _collect_sketches, _sketches_across)
+    return Partial((Field("u1", 0, REGISTERS),), _sketch, _merge_sketches, _collect_sketches, ("max",))

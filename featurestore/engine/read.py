@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine import packing, windows
 from featurestore.engine.columns import FeatureColumn
+from featurestore.engine.folds import Folds
 from featurestore.engine.layout import layout_of
 from featurestore.engine.text import resolve
 from featurestore.engine.windows import Instants
@@ -38,6 +40,7 @@ class ViewReader:
     def __init__(self, view: CompiledView) -> None:
         self.view = view
         self.layout = layout_of(view)
+        self._folds = Folds(self.layout)
         self._blank = packing.blank(self.layout)
 
     def read(self, values: Sequence[bytes | None], at: np.ndarray | None, now: int | np.ndarray) -> Reading:
@@ -45,16 +48,12 @@ class ViewReader:
 
         Raises Corrupt for bytes that this view did not write.
         """
-        found = np.fromiter((value is not None for value in values), np.bool_, len(values))
-        unpacked = packing.unpack(self.layout, [self._blank if value is None else value for value in values])
-        latest, partition = unpacked.header[:, packing.LATEST], unpacked.header[:, packing.PARTITION]
+        found = np.array([value is not None for value in values], np.bool_)
+        opened = packing.open_values(self.layout, [self._blank if value is None else value for value in values])
+        latest, partition = opened.header[:, packing.LATEST], opened.header[:, packing.PARTITION]
         asked = np.maximum(latest, now) if at is None else at
         with np.errstate(all="ignore"):
-            columns = windows.features(
-                np,
-                self.layout,
-                unpacked.groups,
-                Instants(asked, latest, found),
-                lambda refs: resolve(unpacked.buffer, refs),
-            )
+            folded = self._folds.fold(opened, asked)
+            instants = Instants(asked, latest, found)
+            columns = windows.features(self.layout, folded, instants, partial(resolve, opened.buffer))
         return Reading(columns, asked, latest, found, ~found | (asked >= latest), partition)

@@ -46,19 +46,17 @@ def by_segment(xp: Any, merge: Merge, state: State, segment: Array) -> State:
 
 
 def along_axis(xp: Any, merge: Merge, state: State) -> State:
-    """`[n, k, …]` → `[n, …]`, merging the k columns of each row; k >= 1."""
-    while state[0].shape[1] > 1:
-        width = state[0].shape[1]
-        half = width // 2
-        left = tuple(field[:, :half] for field in state)
-        right = tuple(field[:, half : 2 * half] for field in state)
-        merged = merge(xp, left, right)
-        if width % 2:
+    """`[k, n, …]` → `[n, …]`, merging the k rows one by one with their neighbours; k >= 1."""
+    while state[0].shape[0] > 1:
+        size = state[0].shape[0]
+        half = size // 2
+        merged = merge(xp, take(state, slice(0, half)), take(state, slice(half, 2 * half)))
+        if size % 2:
             merged = tuple(
-                xp.concatenate([both, field[:, -1:]], axis=1) for both, field in zip(merged, state, strict=True)
+                xp.concatenate([both, field[-1:]], axis=0) for both, field in zip(merged, state, strict=True)
             )
         state = merged
-    return take(state, (slice(None), 0))
+    return take(state, 0)
 
 
 def over_ranges(

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from featurestore.definitions.compiled import CompiledView
-from featurestore.engine import packing, windows
+from featurestore.engine import packing
 from featurestore.engine.array import Array, to_host
-from featurestore.engine.columns import NEVER, EventBatch, FeatureColumn, StringPool
+from featurestore.engine.columns import NEVER, EventBatch, StringPool
 from featurestore.engine.evaluate import Leaves
 from featurestore.engine.gather import concerned, events_of, leaves_of, take_leaves
 from featurestore.engine.layout import Group, layout_of
 from featurestore.engine.reduce import State, take
 from featurestore.engine.text import intern_references, pool_encoder
-from featurestore.engine.windows import NO_TILE, Instants, Tiles
+from featurestore.engine.windows import NO_TILE, Tiles
 
 
 class Outcome(IntEnum):
@@ -151,14 +151,6 @@ class ViewState:
         header[:, packing.PARTITION], header[:, packing.LATEST] = partition, self._latest[slots]
         groups = [self._live_rows(g, t, slots) for g, t in zip(self.layout.groups, self._tiles, strict=True)]
         return packing.pack(self.layout, header, groups, lambda codes: pool_encoder(self._pool, codes))
-
-    def features(self, slots: np.ndarray, at: np.ndarray) -> list[FeatureColumn]:
-        """Values of some entities at instants (µs) not before their latest events."""
-        index = self._xp.asarray(slots)
-        tiles = [Tiles(t.ids[index], tuple(take(s, index) for s in t.states)) for t in self._tiles]
-        instants = Instants(at, self._latest[slots], np.ones(slots.size, np.bool_))
-        with np.errstate(all="ignore"):
-            return windows.features(self._xp, self.layout, tiles, instants, self._pool.texts)
 
     def _slots_of(self, batch: EventBatch) -> np.ndarray:
         entities = batch.entities

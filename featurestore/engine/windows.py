@@ -1,8 +1,8 @@
-"""Tiles of n entities → feature values at n instants: the last step of every online path."""
+"""Merged states of n entities → feature values at n instants: the last step of every path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,12 +11,11 @@ import numpy as np
 
 from featurestore.definitions.compiled import CompiledAggregate, CompiledDerived, CompiledView
 from featurestore.definitions.expressions import names
-from featurestore.engine.array import Array, to_host
+from featurestore.engine.array import Array, every, some
 from featurestore.engine.columns import NEVER, NUMPY_DTYPES, Column, FeatureColumn, StringPool
 from featurestore.engine.evaluate import evaluate
 from featurestore.engine.layout import Layout
 from featurestore.engine.operations import OPERATIONS, Finalized
-from featurestore.engine.partials import Partial
 from featurestore.engine.reduce import State
 from featurestore.types import STATUS_CODES, Dtype, Status
 
@@ -38,6 +37,7 @@ class Tiles:
 
 
 NO_TILE = -(2**63)
+_BY_FOUND = np.array([NOT_FOUND, OK], np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,52 +52,58 @@ class Instants:
     @cached_property
     def status(self) -> np.ndarray:
         """`uint8[n]`: what a value is worth that has neither a default nor a ttl."""
-        return np.where(self.found, np.uint8(OK), np.uint8(NOT_FOUND))
+        return _BY_FOUND[self.found.view(np.uint8)]
+
+    @cached_property
+    def everyone(self) -> np.ndarray:
+        return np.ones(self.at.shape, np.bool_)
 
 
-def features(xp: Any, layout: Layout, tiles: Sequence[Tiles], instants: Instants, texts: Texts) -> list[FeatureColumn]:
-    """Values of every feature of the view, in its order. Exact where `at >= latest`."""
-    at = xp.asarray(instants.at)
-    inside: dict[tuple[int, int | None], Array] = {}
-    folded: dict[tuple[int, int, int | None], State] = {}
-    columns: list[FeatureColumn] = []
-    for aggregate, (group, place) in zip(layout.view.aggregates, layout.places, strict=True):
-        span, share = (group, aggregate.window), (group, place, aggregate.window)
-        if span not in inside:
-            inside[span] = _inside(xp, tiles[group].ids, layout.groups[group].hop, aggregate.window, at)
-        if share not in folded:
-            partial = layout.groups[group].stored[place].partial
-            folded[share] = _fold(xp, partial, tiles[group].states[place], inside[span])
-        final = OPERATIONS[aggregate.op].finalize(xp, aggregate, folded[share])
-        columns.append(finish(aggregate, layout.view.ttl, final, instants, texts))
-    return with_derived(layout.view, columns, instants)
+Folded = dict[tuple[int, int, int | None], State]
+"""The merged state of n entities for each (group, partial of the group, window)."""
 
 
-def _inside(xp: Any, ids: Array, hop: int | None, window: int | None, at: Array) -> Array:
-    """`bool[n, k]`: the tiles of the window, from the whole tail tile up to the tile of `at`."""
-    if window is None:
-        return ids != NO_TILE
-    low, high = xp.floor_divide(at - window, hop), xp.floor_divide(at, hop)
-    return (ids >= low[:, None]) & (ids <= high[:, None])
+def features(layout: Layout, folded: Folded, instants: Instants, texts: Texts) -> list[FeatureColumn]:
+    """Values of every feature of the view, in its order."""
+    columns: dict[int, FeatureColumn] = {}
+    aggregates = layout.view.aggregates
+    for alike in _alike(layout):
+        states = [folded[(*layout.places[i], aggregates[i].window)] for i in alike]
+        if len(states) > 1:
+            together = tuple([np.array(fields) for fields in zip(*states, strict=True)])
+        else:
+            together = tuple([field[None] for field in states[0]])
+        final = OPERATIONS[aggregates[alike[0]].op].finalize(np, aggregates[alike[0]], together)
+        for row, i in enumerate(alike):
+            columns[i] = finish(aggregates[i], layout.view.ttl, _row(final, row), instants, texts)
+    return with_derived(layout.view, [columns[i] for i in range(len(aggregates))], instants)
 
 
-def _fold(xp: Any, partial: Partial, state: State, inside: Array) -> State:
-    """The merge of the tiles inside."""
-    wide = inside[:, :, None]
-    chosen = (
-        xp.where(inside if field.ndim == 2 else wide, field, spec.empty)
-        for spec, field in zip(partial.fields, state, strict=True)
+@lru_cache(maxsize=4096)
+def _alike(layout: Layout) -> tuple[tuple[int, ...], ...]:
+    """The view's aggregates, by their places, in groups that are finalized together."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, (aggregate, (group, place)) in enumerate(zip(layout.view.aggregates, layout.places, strict=True)):
+        narrow = all(field.width == 1 for field in layout.groups[group].stored[place].partial.fields)
+        groups.setdefault((aggregate.op, aggregate.input_dtype, None if narrow else i), []).append(i)
+    return tuple(map(tuple, groups.values()))
+
+
+def _row(final: Finalized, row: int) -> Finalized:
+    return Finalized(
+        final.values[row],
+        final.valid[row],
+        None if final.as_of is None else final.as_of[row],
+        None if final.empty is None else final.empty[row],
     )
-    return partial.fold(xp, tuple(chosen))
 
 
 def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: Instants, texts: Texts) -> FeatureColumn:
     """Applies `ttl` and `default`, resolves text, and states what each value is worth."""
-    values, valid = to_host(final.values), to_host(final.valid)
-    as_of = None if final.as_of is None else to_host(final.as_of)
+    values, valid, as_of = final.values, final.valid, final.as_of
     if a.many:
         exists, newest = valid[:, 0], None if as_of is None else as_of[:, 0]
-        shown, valid = _lists(a, values, valid, texts), np.ones(instants.at.shape, np.bool_)
+        shown, valid = _lists(a, values, valid, texts), instants.everyone
     else:
         exists, newest = valid, as_of
         shown = _scalars(a.dtype, values, valid, texts)
@@ -107,14 +113,17 @@ def finish(a: CompiledAggregate, ttl: int | None, final: Finalized, instants: In
         expired = exists & (instants.at - stands_on > ttl)
         valid, status = valid & ~expired, np.where(expired & instants.found, EXPIRED, status)
     if a.default is not None:
-        empty = ~exists if final.empty is None else to_host(final.empty)
-        shown = np.where(empty, np.array(a.default, shown.dtype), shown)
-        valid, status = valid | empty, np.where(empty & instants.found, DEFAULT, status)
+        empty = ~exists if final.empty is None else final.empty
+        if some(empty):
+            shown = np.where(empty, np.array(a.default, shown.dtype), shown)
+            valid, status = valid | empty, np.where(empty & instants.found, DEFAULT, status)
     return FeatureColumn(a.name, a.dtype, a.many, shown, valid, status, stands_on)
 
 
 def _scalars(dtype: Dtype, values: np.ndarray, valid: np.ndarray, texts: Texts) -> np.ndarray:
     if dtype is Dtype.STRING:
+        if every(valid):
+            return texts(values)
         shown = np.full(values.shape, None, object)
         shown[valid] = texts(values[valid])
         return shown

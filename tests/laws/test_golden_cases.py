@@ -70,8 +70,6 @@ def test_stored_tiles_answer_each_worked_case_from_the_latest_event_on(case: Gol
         assert (lookup.at >= latest) == bool(reading.answerable[0])
         if lookup.at < latest:
             continue
-        direct = {c.name: c.to_list()[0] for c in state.features(folded.slots, np.array([lookup.at]))}
         got = {c.name: c.to_list()[0] for c in reading.columns}
         for feature in case.features:
             assert_same(lookup.values[feature.name], got[feature.name], feature.op, label=feature.name)
-            assert_same(lookup.values[feature.name], direct[feature.name], feature.op, label=feature.name)

@@ -171,6 +171,35 @@ def test_stored_tiles_equal_the_oracle_from_the_latest_event_on(entity: str, dat
             assert status_of(f, events, at) == ("ok", "default", "not_found", "expired")[statuses[f.name]], f.name
 
 
+@pytest.mark.parametrize("entity", VIEWS)
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_values_that_are_read_together_are_what_each_is_alone(entity: str, data: st.DataObject) -> None:
+    """However many tiles each has, whichever of them its windows reach, and with strangers among them."""
+    view = VIEWS[entity]
+    stream: Stream = data.draw(streams())
+    stored, _ = deliver(view, data.draw(schedules(stream)), budget_bytes=1 << 26)
+    keys = [key for key in stream.keys(*view.keys) for _ in range(2)]
+    known = [(key, data.draw(instants(stream, key=key, from_latest=True))) for key in keys]
+    few = data.draw(st.permutations([*known, (None, 0), (None, 10 * DAY)]))
+    asked = few * data.draw(st.sampled_from([1, 30]))
+    values = [None if key is None else stored[key_of(view, key)] for key, _ in asked]
+    reader = ViewReader(view)
+    ops = {f.name: f.op for f in FEATURES} | {"per_event": "derived"}
+
+    together = reader.read(values, np.array([at for _, at in asked]), now=0)
+
+    for row, (key, at) in enumerate(asked[-len(few) :], len(asked) - len(few)):
+        alone = reader.read([values[row]], np.array([at]), now=0)
+        _, sizes = expected_of([] if key is None else stream.of(key), at)
+        for both, one in zip(together.columns, alone.columns, strict=True):
+            assert (one.status[0], one.as_of[0]) == (both.status[row], both.as_of[row]), both.name
+            value, size = one.to_list()[0], sizes[both.name]
+            assert_same(value, both.to_list()[row], ops[both.name], magnitude=size, label=f"{both.name} of {key}")
+        facts = (together.found[row], together.answerable[row], together.latest[row], together.partition[row])
+        assert (alone.found[0], alone.answerable[0], alone.latest[0], alone.partition[0]) == facts
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_two_deliveries_of_one_stream_store_the_same(data: st.DataObject) -> None:

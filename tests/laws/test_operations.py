@@ -130,8 +130,8 @@ def test_any_split_gives_the_direct_result(op: str, column: str | None, events: 
         whole = by_segment(np, p.partial.merge, parts, np.zeros(present.size, np.int64)) if n else p.identity()
         p.same(direct, whole)
     if n:
-        p.same(direct, along_axis(np, p.partial.merge, tuple(field[None] for field in p.states)))
-        p.same(direct, p.partial.fold(np, tuple(field[None] for field in p.states)))
+        p.same(direct, along_axis(np, p.partial.merge, tuple(field[:, None] for field in p.states)))
+        p.same(direct, p.partial.fold(np, tuple(field[:, None] for field in p.states)))
     low, high = sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))
     ranged = over_ranges(np, p.partial.merge, p.identity, p.states, np.array([low]), np.array([high]))
     expected = p.identity()

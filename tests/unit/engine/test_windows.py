@@ -5,21 +5,10 @@ import pyarrow as pa
 
 from featurestore.engine.history import evaluate_history
 from featurestore.engine.read import ViewReader
-from featurestore.engine.state import ViewState
 from tests.laws.bridge import batch_of
 from tests.laws.test_golden_law import COLUMNS, FEATURES, VIEWS
 
 NOBODY = np.empty(0, np.int64)
-
-
-def test_the_state_has_features_of_no_entities() -> None:
-    view = VIEWS["user"]
-    state = ViewState(view)
-    folded = state.fold(batch_of(view, [], COLUMNS), NOBODY)
-    columns = state.features(folded.slots, folded.latest)
-
-    assert len(FEATURES) + 1 == len(columns)
-    assert all([] == column.to_list() for column in columns)
 
 
 def test_a_lookup_of_no_entities_has_every_feature() -> None:
