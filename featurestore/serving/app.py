@@ -44,6 +44,10 @@ from featurestore.serving.served import ServedLog
 STORE_SECONDS = 1.0
 """A store that takes longer than this is as good as away: the rows are answered as `unavailable`."""
 
+GARBAGE = 50_000
+"""Containers that may be there beyond those of the start before cycles among them are looked for. A batch makes some
+thousands, all of which go away by themselves."""
+
 DESCRIPTION = """\
 Point-in-time-correct feature values for inference. Every value says what it is worth; every error is an RFC 9457
 problem document whose `code` is stable.
@@ -88,6 +92,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
             # What start-up built stays for good: without this each full collection walks it, 20 ms at a time.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(GARBAGE)
             keep_freed_memory()
             yield
 

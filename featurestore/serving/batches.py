@@ -20,8 +20,8 @@ from featurestore.serving.problems import Refused
 from featurestore.telemetry import get_logger
 from featurestore.types import STATUS_CODES, Status
 
-STEP_VALUES = 5_000
-"""Values evaluated in one go: about 1 ms. Then whoever's budget ends meanwhile is answered first."""
+STEP_VALUES = 8_000
+"""Values evaluated in one go: 1 to 2 ms. Then whoever's budget ends meanwhile is answered first."""
 
 _OK, _LATE = STATUS_CODES[Status.OK], STATUS_CODES[Status.LATE_PIPELINE]
 _STALE, _UNAVAILABLE = STATUS_CODES[Status.STALE], STATUS_CODES[Status.UNAVAILABLE]
@@ -42,14 +42,17 @@ class Waiting:
     missing: np.ndarray | None = field(default=None)
     """`bool[rows]`: rows that online state cannot answer exactly."""
     group: Group | None = field(default=None)
+    """Until it is answered: the two hold each other, and would stay until garbage is collected."""
     start: int = 0
     """Its first row in the group."""
 
     def answer(self, block: Block, start: int, at: int) -> None:
+        self.group = None
         if not self.done.done():  # its budget may have run out meanwhile
             self.done.set_result(Answer(block, start, start + self.rows, at))
 
     def fail(self, error: Exception) -> None:
+        self.group = None
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -144,12 +147,11 @@ class Group:
 
     def put(self, view: int, blocks: Sequence[Block]) -> None:
         """Takes a view's columns: blocks of all rows, one after the other."""
+        if len(blocks) == len(self.read) == 1:
+            [self.block] = blocks
+            self.read[view] = True
+            return
         for column, _ in self.plan.parts[view].picks:
-            if len(blocks) == 1:
-                [only] = blocks
-                self.block.columns[column], self.block.status[column] = only.columns[column], only.status[column]
-                self.block.as_of[column], self.block.at[column] = only.as_of[column], only.at[column]
-                continue
             self.block.columns[column] = list(chain.from_iterable(b.columns[column] for b in blocks))
             self.block.status[column] = np.concatenate([b.status[column] for b in blocks])
             self.block.as_of[column] = np.concatenate([b.as_of[column] for b in blocks])
@@ -169,14 +171,13 @@ class Group:
     def hand_out(self) -> None:
         """Answers everyone who still waits."""
         for one in self.waiting:
-            stop = one.start + one.rows
-            part = slice(one.start, stop)
-            refusal = next((r for r in self._refused if r[0][part].any()), None)
+            part = slice(one.start, one.start + one.rows)
+            refusal = next((r for r in self._refused if r[0][part].any()), None) if self._refused else None
             if refusal is not None:
                 _, view, unseen = refusal
                 one.fail(Refused(missing(view) if unseen else not_vouched_for(view)))
                 continue
-            if self._missing[part].any():
+            if self.explicit and self._missing[part].any():
                 one.missing = self._missing[part]
             one.answer(self.block, one.start, self.now if one.at is None else one.at)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -115,12 +116,14 @@ def _account(scope: Scope, caller: Caller) -> str:
     return str(scope["client"][0]) if scope.get("client") else ""
 
 
+@lru_cache(maxsize=256)
+def _encoded(media_type: str, headers: tuple[tuple[str, str], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers as ASGI has them: the same few again and again."""
+    return ((b"content-type", media_type.encode()), *((name.encode(), value.encode()) for name, value in headers))
+
+
 async def _respond(send: Send, response: Response, *, close: bool = False) -> None:
-    headers = [
-        (b"content-type", response.media_type.encode()),
-        (b"content-length", b"%d" % len(response.body)),
-        *((name.encode(), value.encode()) for name, value in response.headers),
-    ]
+    headers = [*_encoded(response.media_type, response.headers), (b"content-length", b"%d" % len(response.body))]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})

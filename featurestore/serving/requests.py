@@ -193,7 +193,8 @@ def _has_members(data: bytes, expected: int) -> bool:
 
 
 def _check_members(body: bytes, inner: Sequence[bytes], parsed: _Body, quoted: int) -> None:
-    expected = sum(getattr(parsed, name) is not UNSET for name in FIELDS)
+    # `service` and `entities` are always there.
+    expected = 2 + (parsed.at is not UNSET) + (parsed.budget_ms is not UNSET) + (parsed.request is not UNSET)
     if body.count(b":") - sum(part.count(b":") for part in inner) - quoted == expected:
         return
     if _bare(body).count(b":") - sum(_bare(part).count(b":") for part in inner) != expected:

@@ -1,6 +1,8 @@
 """Values, statuses and shapes of lookups, on the real engine and a real Redis."""
 
 import asyncio
+import gc
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from featurestore.clock import HOUR, MINUTE, SECOND, ManualClock, format_instant
 from featurestore.engine.packing import HEADER_WORDS
 from featurestore.online.fences import Beat, Rebuild
+from featurestore.serving.answers import Block
+from featurestore.serving.batches import Group, Waiting
 from tests.unit.serving import flights
 from tests.unit.serving.api import Api
 
@@ -55,6 +59,22 @@ async def test_a_lean_answer_has_names_once_and_a_row_for_each_entity(filled: Ap
             "status": ["ok", "ok", "ok", "default", "ok", "ok", "ok", "ok", "ok", "ok"],
         },
     ]
+
+
+async def test_lookups_leave_nothing_behind_for_the_garbage_collector(filled: Api) -> None:
+    """What each batch made would stay until then, in every process that answers thousands a second."""
+    gc.collect()
+    gc.disable()
+    try:
+        for keys in (["JFK"], ["JFK", "LGA", "XXX"], ["JFK"] * 300):
+            await filled.rows("flight_delay", {"origin": keys})
+            await filled.rows("leg_delay", {"origin": keys, "flight": [1] * len(keys)}, budget_ms=5_000)
+        await asyncio.sleep(0)
+        left = Counter(type(found).__name__ for found in gc.get_objects() if isinstance(found, Group | Waiting | Block))
+    finally:
+        gc.enable()
+
+    assert Counter() == left
 
 
 async def test_an_entity_never_seen_has_the_values_of_empty_windows(filled: Api) -> None:
