@@ -1,7 +1,8 @@
 """Lookups per second beside Feast and a bare ASGI handler: `python -m tests.bench.serve [--seconds 3] [--rounds 3]`.
 
 All servers are one process each on the same core and ask the same Redis; they are measured in turn, in one run.
-Sampled answers of every round are compared with the values that were stored. Feast takes part where `--feast` names a
+Sampled answers of every round are compared with the values that were stored. `--memory 10000000` sends as many lookups
+of one entity more, and says what the API's memory does meanwhile. Feast takes part where `--feast` names a
 Python that has it (`python -m venv feast; feast/bin/pip install "feast[redis]"`): it cannot share our dependencies.
 """
 
@@ -35,6 +36,7 @@ from featurestore.online.fences import Beat, Fence
 from featurestore.online.store import OnlineStore
 from featurestore.registry.log import Registry
 from featurestore.registry.plan import apply
+from tests.bench.stream_process import resident_of
 from tests.parts.process import free_ports
 from tests.parts.redis import RedisServer
 from tests.unit.serving import flights
@@ -43,6 +45,8 @@ ENTITIES = 2_000
 CLIENTS = 16
 TARGET = 0.50
 """Of the bare handler's rate."""
+MEMORY_SECONDS = 5.0
+"""Between two looks at the API's memory."""
 FEAST = defaultdict[int, float | None](lambda: None, {1: 10.0, 100: 45.0, 500: 75.0})
 FEAST_FULL = defaultdict[int, float | None](lambda: None, {1: 4.0, 500: 15.0})
 """Times Feast's rate, by entities of a request."""
@@ -248,6 +252,9 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=3.0)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--rows", type=int, nargs="+", default=[1, 100, 500])
+    options.add_argument(
+        "--memory", type=int, default=0, metavar="LOOKUPS", help="lookups over which memory is watched"
+    )
     options.add_argument("--feast", metavar="PYTHON", help="an interpreter that has feast[redis]")
     chosen = options.parse_args()
     with ExitStack() as stack:
@@ -276,6 +283,25 @@ def main() -> None:
         print(f"{CLIENTS} clients, {chosen.rounds} rounds of {chosen.seconds:g} s in turn, req/s: median (range)")
         for rows in chosen.rows:
             _compare(rows, chosen.seconds, chosen.rounds, measured, expected, folder)
+        if chosen.memory:
+            _watch_memory(measured[1], chosen.memory, expected, folder)
+
+
+def _watch_memory(of: Served, lookups: int, expected: dict[str, list[Any]], folder: Path) -> None:
+    """The slope is that of the second half: before that, caches and the allocator's arenas fill up."""
+    requests = of.bodies(1)
+    done, seen = 0, list[tuple[int, int]]()
+    while done < lookups:
+        result = measure(of.port, requests, MEMORY_SECONDS, folder, path=of.path)
+        verify(of.name, result, requests, expected)
+        done += result["requests"]
+        seen.append((done, resident_of(of.pid)))
+    counts, sizes = np.array(seen, np.float64)[len(seen) // 2 :].T
+    slope = np.polyfit(counts, sizes, 1)[0] if counts.size > 1 else math.nan
+    print(
+        f"memory of the API over {done:,} lookups: {seen[0][1] / 2**20:.1f} MiB after the first {seen[0][0]:,}, "
+        f"{max(size for _, size in seen) / 2**20:.1f} MiB at most; {slope:.3f} bytes a lookup over the second half"
+    )
 
 
 @contextmanager
