@@ -46,6 +46,16 @@ class FeatureStoreError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors of another process arrive as they were raised, whatever their class is made from."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[FeatureStoreError], args: tuple[object, ...], state: dict[str, object]) -> FeatureStoreError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class UsageError(FeatureStoreError):
     code = "usage"

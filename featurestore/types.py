@@ -42,6 +42,9 @@ STATUS_CODES: dict[Status, int] = {status: code for code, status in enumerate(ST
 STATUS_SUFFIX = "__status"
 """Of a column that says what the feature's values are worth, in exports and in Arrow answers."""
 
+AS_OF_SUFFIX = "__as_of"
+"""Of a column that says which event time the feature's values stand on, in exports."""
+
 PYTHON_DTYPES: dict[type, Dtype] = {bool: Dtype.BOOL, int: Dtype.INT, float: Dtype.FLOAT, str: Dtype.STRING}
 
 _UNITS = {"ms": 1_000, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}

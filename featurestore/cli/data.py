@@ -1,4 +1,4 @@
-"""`publish`, `lookup`, `export`: events in, values out."""
+"""`publish`, `lookup`: events in, values out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurestore.cli.environment import load
-from featurestore.cli.output import FormOption, Output, print_table, say, talk_console
+from featurestore.cli.output import FormOption, Output, print_table, talk_console
 from featurestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command()(publish)
     app.command()(lookup)
-    app.command()(export)
 
 
 def publish(
@@ -86,56 +85,6 @@ def lookup(
     Output(context, output).show(document, lambda out: _draw_lookup(out, document))
 
 
-def export(  # noqa: PLR0913, PLR0917 — the words of the verb
-    context: typer.Context,
-    service: Annotated[str, typer.Argument(help="As flight_delay, flight_delay@prod, flight_delay@3.")],
-    spine: Annotated[Path, typer.Option(help="For whom and when: Parquet or CSV with the entity keys and a time.")],
-    out: Annotated[Path, typer.Option(help="A new directory, or an earlier export to replace.")],
-    time_column: Annotated[str, typer.Option(help="The spine's column of instants.")] = "event_time",
-    status: Annotated[bool, typer.Option("--status", help="Add a <feature>__status column for each.")] = False,
-    as_served: Annotated[
-        bool, typer.Option("--as-served", help="Count only events that could be read online by each row's instant.")
-    ] = False,
-    executor: Annotated[str, typer.Option(metavar="URL", help="Not in this version.")] = "",
-    output: FormOption = None,
-) -> None:
-    """Writes a training set.
-
-    The spine's rows, in order, each with the values that the online store has at the row's instant.
-    """
-    if executor:
-        raise UsageError("--executor is not in this version: exports run in this process",
-                         hint="leave it out", field="executor")  # fmt: skip
-    from featurestore.clock import SystemClock
-    from featurestore.offline.export import export as write
-    from featurestore.offline.lake import Lake
-    from featurestore.registry.log import Registry
-
-    settings = load()
-    with talk_console().status(f"exporting {service}"):
-        manifest = write(
-            service,
-            spine,
-            out,
-            lake=Lake(settings.lake),
-            catalog=Registry(settings.lake).head(),
-            now=SystemClock().now(),
-            time_column=time_column,
-            status=status,
-            as_served=as_served,
-        )
-    import json
-
-    document: dict[str, Any] = {"out": str(out), **json.loads(manifest.to_json())}
-    Output(context, output).show(document, lambda c: _draw_export(c, document))
-    if not manifest.rows:
-        say("the spine is empty: the export has its columns and no rows")
-    for view, known in (manifest.visibility or {}).items():
-        if known.from_intake:
-            say(f"{known.from_intake:,} events of {view} count from when intake took them, or their load says: "
-                "nobody recorded when the view could be read with them")  # fmt: skip
-
-
 def _pairs(given: list[str]) -> dict[str, str]:
     """Raises UsageError for what is not KEY=VALUE, or is there twice."""
     pairs: dict[str, str] = {}
@@ -190,12 +139,3 @@ def _draw_lookup(out: Console, document: Mapping[str, Any]) -> None:
         for name, feature in document["features"].items()
     ]
     print_table(out, ("feature", ">value", "status", "as of", ">age (s)"), rows, title=title)
-
-
-def _draw_export(out: Console, document: Mapping[str, Any]) -> None:
-    out.print(
-        f"{document['rows']:,} rows × {len(document['columns'])} features of {document['service']} version "
-        f"{document['version']} in {document['out']}"
-    )
-    rows = [(file["name"], file["rows"], file["sha256"][:16]) for file in document["files"]]
-    print_table(out, ("file", ">rows", "sha256"), rows)

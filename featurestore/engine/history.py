@@ -31,6 +31,7 @@ def evaluate_history(
     view: CompiledView, events: EventBatch, keys: pa.Array, at: np.ndarray, visible: np.ndarray | None = None
 ) -> list[FeatureColumn]:
     """Every feature of the view, in its order, for entity `keys[i]` (canonical, null allowed) at `at[i]` µs.
+    Or both sides' keys are numbers, not negative, that stand for entities.
 
     Counts every event with `event_time <= at`, however late it arrived; with `visible` (`int64[n]` µs, when each event
     became visible) those of them with `visible <= at`. Rows out are rows in, in order.
@@ -61,7 +62,10 @@ def evaluate_history(
 
 
 def _entities(events: pa.Array, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of events and of questions → integers that agree; -1 for null."""
+    """Keys of events and of questions → integers that agree; -1 for null. Those that are numbers stay what they are."""
+    if pa.types.is_integer(events.type):
+        told = [_whole(part).fill_null(-1).to_numpy(zero_copy_only=False) for part in (events, keys)]
+        return told[0].astype(np.int64, copy=False), told[1].astype(np.int64, copy=False)
     both = pa.chunked_array([events.cast(pa.string()), _whole(keys).cast(pa.string())]).combine_chunks()
     codes = both.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return codes[: len(events)], codes[len(events) :]

@@ -119,18 +119,39 @@ def read_events(
 
 
 def scan_events(
-    lake: Lake, source: CompiledSource, columns: Sequence[str], *, version: int | None = None
+    lake: Lake,
+    source: CompiledSource,
+    columns: Sequence[str],
+    *,
+    version: int | None = None,
+    until: int | None = None,
+    paths: Sequence[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """As `read_events`, a batch at a time, in no order and with `visible_time`: for more than memory holds."""
+    """As `read_events`, a batch at a time, in no order and with `visible_time`: for more than memory holds.
+
+    `paths` are some of `event_files`; without them, all.
+    """
     schema = _schema_of(source, columns).append(pa.field(VISIBLE_TIME, INSTANT))
     snapshot = lake.snapshot(events_table(source.name), version)
     if snapshot is None:
         return
-    scan, paths = _Scan(snapshot, source.contract, schema, {}, None), _paths(snapshot, None)
+    scan = _Scan(snapshot, source.contract, schema, {}, until)
+    chosen = _paths(snapshot, until) if paths is None else paths
     try:
-        yield from scan.batches(paths)
+        yield from scan.batches(chosen)
     except _DAMAGE as error:
-        raise _unreadable(lake, source, scan.first_damaged(paths), error) from error
+        raise _unreadable(lake, source, scan.first_damaged(chosen), error) from error
+
+
+def event_files(
+    lake: Lake, source: CompiledSource, *, version: int | None = None, until: int | None = None
+) -> dict[str, int]:
+    """Files that may hold events at or before `until`, and how many rows each has."""
+    snapshot = lake.snapshot(events_table(source.name), version)
+    if snapshot is None:
+        return {}
+    rows = dict(zip(snapshot.files["path"].to_pylist(), snapshot.files["num_records"].to_pylist(), strict=True))
+    return {path: rows[path] or 0 for path in _paths(snapshot, until)}
 
 
 def _schema_of(source: CompiledSource, columns: Sequence[str]) -> pa.Schema:

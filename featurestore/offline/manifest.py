@@ -55,6 +55,14 @@ class Manifest:
     """Version of featurestore."""
     visibility: Mapping[str, Known] | None = None
     """Of `as_served`: `view@version` → from where the instants of its events are."""
+    features: tuple[str, ...] = ()
+    """The list that was asked for, `view@version.feature`; empty for a service."""
+    status: bool = False
+    as_of: bool = False
+    buckets: int = 1
+    """Into how many the work was divided: of float sums, the last bit may depend on it."""
+    spine: str = ""
+    """The path that was given, where it was one."""
     format: str = FORMAT
 
     def to_json(self) -> str:
@@ -63,7 +71,11 @@ class Manifest:
 
 def read_manifest(directory: Path | str) -> Manifest:
     """The manifest of an export. Raises Corrupt where it is not one of ours."""
-    path = Path(directory) / MANIFEST
+    return read_manifest_file(Path(directory) / MANIFEST)
+
+
+def read_manifest_file(path: Path) -> Manifest:
+    """As `read_manifest`, wherever the file is."""
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
@@ -71,6 +83,7 @@ def read_manifest(directory: Path | str) -> Manifest:
         files = tuple(ExportedFile(**file) for file in data.pop("files"))
         kind, told = Kind(data.pop("kind")), data.pop("visibility", None)
         visibility = None if told is None else {view: Known(**counts) for view, counts in told.items()}
-        return Manifest(kind=kind, files=files, columns=tuple(data.pop("columns")), visibility=visibility, **data)
+        columns, features = tuple(data.pop("columns")), tuple(data.pop("features", ()))
+        return Manifest(kind=kind, files=files, columns=columns, features=features, visibility=visibility, **data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(f"{path} is no manifest of an export: {error}") from error

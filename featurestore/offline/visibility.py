@@ -7,6 +7,7 @@ what a replay or a rebuild adds later changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -113,12 +114,23 @@ class Visibility:
         The events' own `visible_time`, when intake took them or what the load said, counts where fold recorded
         nothing: for what was loaded, and for what is older than the record.
         """
-        keys, partition, offset = events.keys, events.seq >> SEQ_BITS, events.seq & _OFFSETS
         taken = events.columns[VISIBLE_TIME].cast(pa.int64()).to_numpy()
+        return self.of_rows(events.seq, taken, lambda count: partitions_of(events.keys, count, _BEGINNING))
+
+    @property
+    def placings(self) -> Sequence[int]:
+        """How many entity partitions there have been: one number, as long as nobody changes it."""
+        return [count for count in self._placings if count != _SOURCES_OWN]
+
+    def of_rows(
+        self, seq: np.ndarray, taken: np.ndarray, homes: Callable[[int], np.ndarray]
+    ) -> tuple[np.ndarray, Known]:
+        """As `of`; `homes` gives each event's entity partition, of so many, -1 where it has no key."""
+        partition, offset = seq >> SEQ_BITS, seq & _OFFSETS
         result, older = np.full(offset.size, NOT_YET), (partition < 0) | (not self._placings)
         rank = np.searchsorted(self._offsets, offset)
         for count in self._placings:
-            home = partition if count == _SOURCES_OWN else _homes(keys, count, partition)
+            home = partition if count == _SOURCES_OWN else _homes(homes(count), count, partition)
             pair, there = self._find(count, home, partition)
             row = np.searchsorted(self._codes, pair * (self._offsets.size + 1) + rank)
             seen = there & (row < self._ends[pair])
@@ -139,9 +151,8 @@ class Visibility:
         return mine[place], known[place] == wanted
 
 
-def _homes(keys: pa.Array, count: int, partition: np.ndarray) -> np.ndarray:
-    """The entity partition of each event; one without a key goes where its source partition says."""
-    homes = partitions_of(keys, count, _BEGINNING)
+def _homes(homes: np.ndarray, count: int, partition: np.ndarray) -> np.ndarray:
+    """An event without a key goes where its source partition says."""
     return np.where(homes == _BEGINNING, partition % count, homes)
 
 

@@ -152,7 +152,10 @@ def test_a_spine_that_cannot_be(fs: Fs, applied: Path, columns: dict[str, list[o
     ("arguments", "code", "said"),
     [
         (("customer_profil",), 1, "did you mean 'customer_profile'?"),
-        (("customer_profile", "--executor", "tcp://x:1"), 2, "not in this version"),
+        (("customer_profile", "--memory", "much"), 2, "expected a size"),
+        (("customer_profile", "--memory", "1MiB"), 2, "cannot do with 1 MiB"),
+        (("customer_profile", "--spine-sql", "select 1"), 2, "one of --spine and --spine-sql"),
+        (("customer_orders.orders_77",), 1, "unknown feature"),
         (("customer_profile",), 2, "no events of source 'orders'"),
     ],
 )
