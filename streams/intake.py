@@ -113,6 +113,8 @@ class IntakeStage:
     async def _open_source(self, source: CompiledSource, mine: Sequence[TopicPartition]) -> None:
         numbers = [tp.partition for tp in mine]
         marks = await self._parts.store.intake_marks(source.name)
+        # Definitions may have changed without the partitions being closed: what waits for the lake is read again.
+        self._appender(source).forget(numbers)
         recorded = await self._appender(source).recorded(numbers)
         aligned = self._work.of_source(source.name, aligned=True)
         share = sum(len(lane.views) for lane in aligned) * 4

@@ -84,3 +84,24 @@ async def test_a_crash_between_the_lakes_append_and_the_mark_changes_no_count(pa
     mark = (await parts.store.intake_marks("clicks"))[0]
     assert (mark.offset, mark.ledger) == (4, LEDGER)
     assert (await letters(parts), stored_events(parts)) == (2, 3)
+
+
+async def test_what_waits_for_the_lake_when_definitions_change_is_stored_once(parts: Parts) -> None:
+    view = compiled()
+    rows = FeatureRows(parts)
+    stage = IntakeStage(parts, rows)
+    stage.plan(Work(1, (LanePlan(view.lane, source(), tuple(view.keys), True, "clicks", (view,)),)), {})
+    try:
+        for _ in range(2):  # opened again, and not closed between
+            assert (await stage.open([CLICKS]))[CLICKS] is None
+            await stage.process(CLICKS, records(VALUES), 0)
+        await stage.close([CLICKS])
+        await rows.flush()
+    finally:
+        stage.stop()
+        rows.stop()
+        await asyncio.sleep(0)
+
+    mark = (await parts.store.intake_marks("clicks"))[0]
+    assert (mark.offset, mark.ledger) == (4, LEDGER)
+    assert stored_events(parts) == 3
