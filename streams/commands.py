@@ -3,6 +3,7 @@
     python -m streams.commands publish SOURCE FILE…     {"sent", "rows"} as it goes, then {"done": true, …}
     python -m streams.commands topics                   {"done": true, "topics": […]}
     python -m streams.commands dlq list|show|replay …   {"read", "records"} as it goes, then {"done": true, …}
+    python -m streams.commands backfill [--rate N] [VIEW…]  as rebuild
     python -m streams.commands rebuild [VIEW…]          {"view", "doing", …} as it goes, then {"done": true, …}
 
 An error is the last line: {"error": {"code", "message", "hint", "field", "exit_code"}}.
@@ -23,7 +24,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -41,15 +42,19 @@ from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
 from featurestore.registry.log import Registry
 from featurestore.telemetry import setup_logging
+from streams.backfilling import RATE, Backfiller
 from streams.letters import Listing, Reading, whole
 from streams.pacing import Pacer, is_embedded
 from streams.publishing import Publisher, check_file, read_chunks
 from streams.rebuilding import Rebuilder
+from streams.regenerating import Done, Regenerator
 from streams.replaying import Replayer, Selection
 from streams.scanning import scan
 from streams.topics import Topics, dead_letter_topic, shuffle_topic
 
 _EVERY_SECONDS = 0.1
+_BACKGROUND = 10
+"""How much a backfill gives way to workers and lookups on the same machine, as `nice` counts it."""
 
 
 def _write(document: Mapping[str, Any]) -> None:
@@ -165,11 +170,23 @@ async def replay_letters(settings: Settings, given: argparse.Namespace) -> None:
     _write({**_told(source), "dry_run": given.dry_run, **msgspec.to_builtins(summary)})
 
 
+_Kind = TypeVar("_Kind", bound=Regenerator)
+
+
 async def rebuild(settings: Settings, given: argparse.Namespace) -> None:
+    await _regenerate(settings, Rebuilder, lambda rebuilder: rebuilder.run(given.views))
+
+
+async def backfill(settings: Settings, given: argparse.Namespace) -> None:
+    os.nice(_BACKGROUND)
+    await _regenerate(settings, Backfiller, lambda backfiller: backfiller.run(given.views, rate=given.rate))
+
+
+async def _regenerate(settings: Settings, kind: type[_Kind], run: Callable[[_Kind], Awaitable[list[Done]]]) -> None:
     started = time.monotonic()
     _cancel_at_sigterm()
     async with OnlineStore.connect(settings.redis, project=settings.project) as store:
-        rebuilder = Rebuilder(
+        regenerator = kind(
             bootstrap=settings.kafka,
             project=settings.project,
             store=store,
@@ -179,7 +196,7 @@ async def rebuild(settings: Settings, given: argparse.Namespace) -> None:
             by=_whoever(),
             tell=_now_and_then(),
         )
-        views = await rebuilder.run(given.views)
+        views = await run(regenerator)
     seconds = round(time.monotonic() - started, 3)
     _write({"done": True, "views": [msgspec.to_builtins(view) for view in views], "seconds": seconds})
 
@@ -296,6 +313,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     rebuilding = verbs.add_parser("rebuild")
     rebuilding.add_argument("views", nargs="*")
     rebuilding.set_defaults(run=rebuild)
+    backfilling = verbs.add_parser("backfill")
+    backfilling.add_argument("views", nargs="*")
+    backfilling.add_argument("--rate", type=int, default=RATE)
+    backfilling.set_defaults(run=backfill)
     _add_letters(verbs.add_parser("dlq").add_subparsers(required=True))
     return parser.parse_args(arguments)
 

@@ -23,6 +23,7 @@ from featurestore.config import EMBEDDED, Settings, load_settings, redact, unkno
 from featurestore.definitions.load import load_definitions
 from featurestore.engine.array import select
 from featurestore.errors import FeatureStoreError
+from featurestore.online.fences import Stage
 from featurestore.online.health import Finding, Level
 from featurestore.online.store import OnlineStore, Rebuild
 from featurestore.registry.catalog import EMPTY, Catalog
@@ -251,12 +252,20 @@ def _worker(settings: Settings, catalog: Catalog) -> list[Finding]:
 
 
 def _rebuild(view: str, mark: Rebuild, now: int) -> Finding:
-    text = f"{view} is being rebuilt by {mark.by}, since {format_instant(mark.started_at)}"
+    verb, doing, meanwhile = _REGENERATED[mark.stage]
+    text = f"{view} is being {doing} by {mark.by}, since {format_instant(mark.started_at)}"
     silent = (now - mark.at) / SECOND
     if mark.abandoned(now):
         return Finding("", Level.FAULT, f"{text}, without a sign of life for {silent:,.0f} s",
-                       "complete it with: featurestore rebuild; its values are unavailable until then")  # fmt: skip
-    return Finding("", Level.ADVICE, text, "its values are unavailable until it is done")
+                       f"complete it with: featurestore {verb}; its values are {meanwhile} until then")  # fmt: skip
+    return Finding("", Level.ADVICE, text, f"its values are {meanwhile} until it is done")
+
+
+_REGENERATED = {
+    Stage.REPLACING: ("rebuild", "rebuilt", "unavailable"),
+    Stage.FILLING: ("backfill", "backfilled", "as they were"),
+    Stage.PROMOTING: ("backfill", "backfilled", "stale"),
+}
 
 
 def _api(settings: Settings) -> list[Finding]:

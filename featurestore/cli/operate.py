@@ -137,11 +137,12 @@ def _life(partition: Mapping[str, Any]) -> str:
 
 
 def _rebuilding(view: str, rebuild: Mapping[str, Any]) -> str:
-    told = f"view {view} is being rebuilt by {rebuild['by']}, since {rebuild['since']}: {rebuild['done']:.0%} done"
+    doing = {"rebuild": "rebuilt", "backfill": "backfilled"}[rebuild["verb"]]
+    told = f"view {view} is being {doing} by {rebuild['by']}, since {rebuild['since']}: {rebuild['done']:.0%} done"
     if not rebuild["abandoned"]:
         return told
     silent = rebuild["silent_seconds"]
-    return f"{told}, but no sign of life for {silent:,.0f} s; complete it with: featurestore rebuild"
+    return f"{told}, but no sign of life for {silent:,.0f} s; complete it with: featurestore {rebuild['verb']}"
 
 
 def _troubles(document: Mapping[str, Any]) -> list[str]:

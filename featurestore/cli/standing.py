@@ -12,7 +12,7 @@ from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.errors import FeatureStoreError
 from featurestore.monitor.freshness import FreshnessBoard, PartitionFreshness
 from featurestore.offline.lake import Lake
-from featurestore.online.fences import LEDGER
+from featurestore.online.fences import LEDGER, Stage
 from featurestore.online.store import Beat, Fence, IntakeMark, OnlineStore, Rebuild
 from featurestore.registry.catalog import Catalog
 
@@ -120,6 +120,8 @@ class _Reader:
         if mark is None:
             return None
         return {
+            "verb": "rebuild" if mark.stage is Stage.REPLACING else "backfill",
+            "stage": str(mark.stage) or "replacing",
             "by": mark.by,
             "since": format_instant(mark.started_at),
             "generation": mark.generation,

@@ -16,6 +16,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.offline.lake import Lake, app_id
 from featurestore.offline.loads import Loaded, loaded
 from featurestore.offline.materialised import features_table
+from featurestore.online.fences import Stage
 from featurestore.online.store import Beat, Fence, OnlineStore, Rebuild
 from featurestore.telemetry import get_logger
 from featurestore.types import STATUS_CODES, Status
@@ -29,6 +30,9 @@ GRACE_SECONDS = 5.0
 _OK, _LATE, _STALE, _REBUILT = 0, 1, 2, 3
 _STATUSES = (Status.OK, Status.LATE_PIPELINE, Status.STALE, Status.UNAVAILABLE)
 _CODES = np.array([STATUS_CODES[status] for status in _STATUSES], np.uint8)
+
+_OF_STAGE = {Stage.REPLACING: _REBUILT, Stage.FILLING: _OK, Stage.PROMOTING: _STALE}
+"""What a mark makes of a view's values, whatever else is known of them."""
 
 _log = get_logger(__name__)
 
@@ -226,7 +230,7 @@ class FreshnessBoard:
             ranks = [max(rank, _STALE) for rank in ranks]
         rebuild = self._rebuilds.get(view.id)
         if rebuild is not None:
-            ranks = [_REBUILT] * count
+            ranks = [max(rank, _OF_STAGE[rebuild.stage]) for rank in ranks]
         codes = _CODES[ranks] if ranks else _UNVOUCHED.codes
         same = bool((codes == codes[0]).all())
         unseen = int(_CODES[max(ranks)]) if ranks and view.aligned else None
@@ -234,7 +238,8 @@ class FreshnessBoard:
             unseen = int(_CODES[_STALE])
             same = same and int(codes[0]) == unseen
         fresh = ViewFreshness(codes, int(codes[0]) if same else None, unseen)
-        self._fresh[view.id] = fresh if rebuild is None else _REBUILDING
+        replacing = rebuild is not None and rebuild.stage is Stage.REPLACING
+        self._fresh[view.id] = _REBUILDING if replacing else fresh
         said = f"{rebuild.by}, since {format_instant(rebuild.started_at)}" if rebuild is not None else ""
         self._report[view.id] = {p: _described(folds[p], _STATUSES[ranks[p]], now, said, lacks) for p in sorted(folds)}
 

@@ -101,8 +101,19 @@ REBUILD_LEASE = 30 * SECOND
 """A rebuild without a sign of life for so long was left by a process that ended."""
 
 
+class Stage(StrEnum):
+    """What the mark of a view says about the values that are stored."""
+
+    REPLACING = ""
+    """A rebuild writes over them: nobody may take them for whole."""
+    FILLING = "filling"
+    """A backfill computes others beside them: they are as good as they were."""
+    PROMOTING = "promoting"
+    """Those of the backfill take their place, one by one: each is whole or as it was, and nobody vouches for which."""
+
+
 class Rebuild(msgspec.Struct, frozen=True):
-    """A view's values are being computed anew. While this stands, nobody may take them for whole."""
+    """A view's values are being computed anew, in a rebuild or a backfill."""
 
     generation: Count
     """Of the values and fences that are written."""
@@ -129,6 +140,9 @@ class Rebuild(msgspec.Struct, frozen=True):
     """Names the process that works on it."""
     loads: Count = 0
     """How many loaded files of the source are in that version of the table."""
+    stage: Stage = Stage.REPLACING
+    vectors: dict[Partition, dict[Partition, Offset]] = {}
+    """Entity partition → its own vector, where a backfill of a shuffled view begins at different ones."""
 
     def abandoned(self, now: int, lease: int = REBUILD_LEASE) -> bool:
         return now - self.at >= lease

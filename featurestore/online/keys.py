@@ -1,6 +1,7 @@
 """Names of everything this package keeps in Redis.
 
     {project}:v:{view_id}:{hh}:{canonical key}    one packed value of one entity
+    {project}:v:{view_id}.next:{hh}:{key}         one that a backfill has computed, until it takes the other's place
     {project}:fence:{view_id}                     hash, one field per entity partition
     {project}:intake:{source}                     hash, one field per source partition
     {project}:beat:{stage}                        hash, one field per partition
@@ -94,6 +95,11 @@ class Keyspace:
 
     def rebuilds(self) -> bytes:
         return f"{self.project}:rebuild".encode()
+
+
+def staged(view_id: str) -> str:
+    """Under which id the values of a view's next generation wait."""
+    return f"{view_id}.next"
 
 
 @lru_cache(maxsize=1024)

@@ -98,6 +98,38 @@ return false
 """)
 
 
+# Puts the value at each second key in the place of the one before it in KEYS, unless that is as new or newer, with
+# ARGV[1] as its time to live in milliseconds (empty: none). A value that is not there any more was put already.
+PROMOTE = Script("""
+local call, halves = redis.call, struct.unpack
+local moved = 0
+for i = 1, #KEYS, 2 do
+  local live, staged = KEYS[i], KEYS[i + 1]
+  local value, stored = call('GETRANGE', staged, 0, 39), call('GETRANGE', live, 0, 39)
+  if #value == 40 then
+    local newer = #stored < 40
+    if not newer then
+      local gen_lo, gen_hi, off_lo, off_hi = halves('<I4i4I4i4', stored, 17)
+      local new_gen_lo, new_gen_hi, new_off_lo, new_off_hi = halves('<I4i4I4i4', value, 17)
+      if new_gen_lo == gen_lo and new_gen_hi == gen_hi then
+        newer = new_off_hi > off_hi or (new_off_hi == off_hi and new_off_lo > off_lo)
+      else
+        newer = new_gen_hi > gen_hi or (new_gen_hi == gen_hi and new_gen_lo > gen_lo)
+      end
+    end
+    if newer then
+      call('RENAME', staged, live)
+      if ARGV[1] == '' then call('PERSIST', live) else call('PEXPIRE', live, ARGV[1]) end
+      moved = moved + 1
+    else
+      call('DEL', staged)
+    end
+  end
+end
+return moved
+""")
+
+
 async def evaluate(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
     """The replies to many calls, sent as one pipeline, in order.
 

@@ -28,8 +28,8 @@ from featurestore.online.fences import (
     judge,
 )
 from featurestore.online.health import Finding, Info, Level, find, refuse_unsafe
-from featurestore.online.keys import Keyspace
-from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD, Call, evaluate
+from featurestore.online.keys import Keyspace, staged
+from featurestore.online.scripts import PROMOTE, SET_IF_NEWER, SWAP_FIELD, Call, evaluate
 from featurestore.online.wire import Wire
 from featurestore.telemetry import STORE_DURATION
 
@@ -179,6 +179,26 @@ class OnlineStore:
     def witnesses(self, view_id: str, keys: Sequence[str], values: Sequence[bytes]) -> Witnesses:
         """Of values that were read, and that no fence vouches for yet: what `put_fence` takes."""
         return [(name, value[POSITION]) for name, value in zip(self._keys.values(view_id, keys), values, strict=True)]
+
+    async def promote(self, view_id: str, keys: Sequence[str], *, ttl_ms: int | None) -> int:
+        """Puts values that were written under `staged(view_id)` in the place of the view's own, each atomically, unless
+        that is as new; returns how many. A key whose value is not there any more is passed over, so that it can be
+        repeated."""
+        live, waiting = self._keys.values(view_id, keys), self._keys.values(staged(view_id), keys)
+        names = list(chain.from_iterable(zip(live, waiting, strict=True)))
+        ttl = b"" if ttl_ms is None else b"%d" % ttl_ms
+        step = 2 * CHUNK_KEYS
+        moved = 0
+        for first in range(0, len(names), step * WINDOW_CHUNKS):
+            window = names[first : first + step * WINDOW_CHUNKS]
+            calls = [Call(window[i : i + step], [ttl]) for i in range(0, len(window), step)]
+            moved += sum(await self._answer(evaluate(self._client, PROMOTE, calls)))
+        return moved
+
+    async def forget(self, view_id: str, keys: Sequence[str]) -> None:
+        """Removes values."""
+        if keys:
+            await self._answer(self._client.delete(*self._keys.values(view_id, keys)))
 
     async def scan_view(self, view_id: str) -> AsyncIterator[str]:
         """Canonical keys of all stored entities of a view. One that is there throughout comes at least once."""

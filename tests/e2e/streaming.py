@@ -96,9 +96,18 @@ pairs = FeatureService("pairs", views=[ShopBuyers, PairClicks], owner="o@example
 KEYS = {
     "user_clicks@1": ["user"],
     "shop_clicks@1": ["shop"],
+    "shop_clicks@2": ["shop"],
     "shop_buyers@1": ["shop"],
     "pair_clicks@1": ["user", "shop"],
 }
+
+_SHOP_CLICKS = (
+    OracleFeature("n_5m", "count", window=5 * MINUTE),
+    OracleFeature("items_1h", "sum", "items", window=HOUR),
+    OracleFeature("max_1h", "max", "amount", window=HOUR),
+    OracleFeature("n_all", "count"),
+    OracleFeature("own", "last", "shop"),
+)
 
 ORACLE: Mapping[str, Sequence[OracleFeature]] = {
     "user_clicks@1": (
@@ -107,13 +116,8 @@ ORACLE: Mapping[str, Sequence[OracleFeature]] = {
         OracleFeature("last_shop", "last", "shop"),
         OracleFeature("own", "last", "user"),
     ),
-    "shop_clicks@1": (
-        OracleFeature("n_5m", "count", window=5 * MINUTE),
-        OracleFeature("items_1h", "sum", "items", window=HOUR),
-        OracleFeature("max_1h", "max", "amount", window=HOUR),
-        OracleFeature("n_all", "count"),
-        OracleFeature("own", "last", "shop"),
-    ),
+    "shop_clicks@1": _SHOP_CLICKS,
+    "shop_clicks@2": _SHOP_CLICKS,
     "shop_buyers@1": (OracleFeature("buyers_1h", "count", "user", window=HOUR),),
     "pair_clicks@1": (OracleFeature("n_all", "count"),),
 }

@@ -220,7 +220,7 @@ def backfill(
     logs: dict[int, list[Record]],
     buckets: int,
 ) -> dict[int, Fence]:
-    """As `streams.rebuilding` does it, of events that the lake has; returns the fences of the new generation."""
+    """As `streams.backfilling` does it, of events that the lake has; returns the fences of the new generation."""
     highest: dict[int, int] = {}
     for fence in fences.values():
         for s, offset in fence.vector.items():

@@ -68,7 +68,7 @@ def test_doctor_takes_an_unfinished_rebuild_for_a_fault(clock: ManualClock) -> N
 def test_the_summary_has_a_line_for_each_view(capsys: pytest.CaptureFixture[str]) -> None:
     done = {"view": "a@1", "generation": 7, "entities": 90, "events": 1000, "resumed": False, "seconds": 0.5}
     views = [_with_rate(done), _with_rate(done | {"view": "b@2", "seconds": 0.0, "resumed": True})]
-    _draw(console(), {"views": views, "seconds": 3.25})
+    _draw(console(), {"views": views, "seconds": 3.25}, "rebuilt")
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("rebuilt in 3.2 s")

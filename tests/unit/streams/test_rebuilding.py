@@ -176,6 +176,14 @@ class Mortal(OnlineStore):
         self._spend()
         return await super().put_intake_mark(*given, **more)
 
+    async def promote(self, *given: Any, **more: Any) -> int:
+        self._spend()
+        return await super().promote(*given, **more)
+
+    async def forget(self, *given: Any, **more: Any) -> None:
+        self._spend()
+        await super().forget(*given, **more)
+
     async def swap_rebuild(self, *given: Any, **more: Any) -> bytes | None:
         self._spend()
         return await super().swap_rebuild(*given, **more)
