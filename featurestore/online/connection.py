@@ -1,12 +1,10 @@
 """How Redis is reached, and what its errors mean here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from hiredis import pack_command
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -77,38 +75,6 @@ def open_client(endpoint: Endpoint, *, timeout_seconds: float, connections: int 
         protocol=2,
     )
     return Redis.from_pool(pool)
-
-
-async def exchange(client: Redis, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
-    """The replies to commands, sent in one go over one connection, in order. An error reply stands in its place.
-
-    The client's own pipeline packs each word in Python, which costs several times what the words are worth.
-    """
-    pack: Any = pack_command  # declared as taking a tuple of one word
-    packed = b"".join(map(pack, commands))
-    pool = client.connection_pool
-    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-    try:
-        await connection.send_packed_command(packed, check_health=False)
-        return [await _reply(connection) for _ in commands]
-    finally:
-        await pool.release(connection)
-
-
-async def at_once(client: Redis, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
-    """The replies to commands between which the server serves nobody else. Raises an error reply."""
-    *_, replies = await exchange(client, [("MULTI",), *commands, ("EXEC",)])
-    for reply in replies if isinstance(replies, list) else [replies]:
-        if isinstance(reply, redis_errors.ResponseError):
-            raise reply
-    return list(replies)
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except redis_errors.ResponseError as error:
-        return error
 
 
 @contextmanager

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from featurestore.online.connection import exchange
+from featurestore.online.wire import Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +129,17 @@ return moved
 """)
 
 
-async def evaluate(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+async def evaluate(wire: Wire, script: Script, calls: Sequence[Call]) -> list[Any]:
     """The replies to many calls, sent as one pipeline, in order.
 
     Calls run in order unless the server has forgotten the script: it is then loaded, and the calls that were refused
     run after those that were not. Raises the first other error once every call has been answered.
     """
-    replies = await exchange(client, [_words(script, call) for call in calls])
+    replies = await wire.exchange([_words(script, call) for call in calls])
     unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
-        await client.script_load(script.body)
-        again = await exchange(client, [_words(script, calls[i]) for i in unknown])
+        await wire.ask("SCRIPT", "LOAD", script.body)
+        again = await wire.exchange([_words(script, calls[i]) for i in unknown])
         for i, reply in zip(unknown, again, strict=True):
             replies[i] = reply
     for reply in replies:

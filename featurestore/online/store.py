@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from featurestore.errors import Corrupt, FeatureStoreError, InvalidRequest, StoreRefused, Unavailable
-from featurestore.online.connection import CONNECTIONS, Endpoint, at_once, open_client, parse_endpoint, translated
+from featurestore.online.connection import CONNECTIONS, Endpoint, open_client, parse_endpoint, translated
 from featurestore.online.fences import (
     Beat,
     Fence,
@@ -138,8 +138,8 @@ class OnlineStore:
         """As `read`, and the partition's fence as it stood at the same instant. Raises Corrupt."""
         fences = self._keys.fences(view_id)
         commands = [(b"MGET", *self._keys.values(view_id, keys)), (b"HGET", fences, b"%d" % partition)]
-        with _READS.time():
-            values, fence = await self._answer(at_once(self._client, commands))
+        with _READS.time(), translated(self.address):
+            values, fence = await self._wire.at_once(commands)
         return values, decode(Fence, fence, f"{fences.decode()}[{partition}]") if fence else None
 
     async def write(
@@ -165,7 +165,7 @@ class OnlineStore:
             starts = chunks[first : first + WINDOW_CHUNKS]
             calls = [Call(names[i : i + step], [ttl, *values[i : i + step]]) for i in starts]
             with _WRITES.time():
-                replies = await self._answer(evaluate(self._client, SET_IF_NEWER, calls))
+                replies = await self._answer(evaluate(self._wire, SET_IF_NEWER, calls))
             for start, (late, astray, foreign, last) in zip(starts, replies, strict=True):
                 older += late
                 relied += [start + last - 1] if last else range(start, min(start + step, len(names)))
@@ -192,7 +192,7 @@ class OnlineStore:
         for first in range(0, len(names), step * WINDOW_CHUNKS):
             window = names[first : first + step * WINDOW_CHUNKS]
             calls = [Call(window[i : i + step], [ttl]) for i in range(0, len(window), step)]
-            moved += sum(await self._answer(evaluate(self._client, PROMOTE, calls)))
+            moved += sum(await self._answer(evaluate(self._wire, PROMOTE, calls)))
         return moved
 
     async def forget(self, view_id: str, keys: Sequence[str]) -> None:
@@ -270,7 +270,7 @@ class OnlineStore:
         something else stood there, which is left as it is."""
         new = b"" if mark is None else encode(mark)
         call = Call([self._keys.rebuilds()], [view_id.encode(), over, new])
-        [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
+        [found] = await self._answer(evaluate(self._wire, SWAP_FIELD, [call]))
         return new if found is None else None
 
     async def server_id(self) -> str:
@@ -380,7 +380,7 @@ class OnlineStore:
         positions = [position for _, position in witnesses]
         call = Call([name, *(key for key, _ in witnesses)], [b"%d" % partition, old, new, *positions])
         found: bytes | int | None
-        [found] = await self._answer(evaluate(self._client, SWAP_FIELD, [call]))
+        [found] = await self._answer(evaluate(self._wire, SWAP_FIELD, [call]))
         return found
 
 

@@ -1,4 +1,4 @@
-"""One connection for the reads of many callers: commands go out as they come, answers return in their order.
+"""One connection for the commands of many callers: they go out as they come, answers return in their order.
 
 A pool lends each caller a connection of its own. That costs a small read more than Redis needs for its answer, and a
 caller that leaves early spoils the connection it was lent; here its answer is dropped when it comes.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hiredis import Reader, pack_command
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
+
+Command = Sequence[bytes | str | int]
 
 _pack: Any = pack_command  # declared as taking a tuple of one word
 _PARTIAL = object()
@@ -25,26 +29,37 @@ class Wire:
     """
 
     def __init__(self, client: Redis, timeout_seconds: float) -> None:
-        """Connects as `client` does: the same server, user, TLS and timeouts."""
+        """Connects as `client` does: the same server, user, TLS and timeouts. `timeout_seconds` is how long the server
+        may say nothing while somebody waits."""
         self._client, self._timeout = client, timeout_seconds
         self._replies: _Replies | None = None
         self._opening: asyncio.Task[_Replies] | None = None
 
-    async def ask(self, *words: bytes) -> Any:
-        """The reply to one command. Raises what the Redis client raises, and an error reply.
+    async def ask(self, *words: bytes | str | int) -> Any:
+        """The reply to one command. Raises what the Redis client raises, and an error reply."""
+        [reply] = await self.exchange([words])
+        if isinstance(reply, redis_errors.RedisError):
+            raise reply
+        return reply
 
-        Where no answer comes in time the connection is given up, with all who wait: answers come in order, so theirs
-        would be later still.
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to commands, sent in one go, in order. An error reply stands in its place.
+
+        Where the server says nothing for too long the connection is given up, with all who wait: answers come in
+        order, so theirs would be later still.
         """
         replies = self._replies
         if replies is None or replies.lost:
             replies = await self._opened()
-        answer = replies.send(_pack(words))
-        timer = asyncio.get_running_loop().call_later(self._timeout, replies.give_up, self._timeout)
-        try:
-            return await answer
-        finally:
-            timer.cancel()
+        return await replies.send(b"".join(map(_pack, commands)), len(commands))
+
+    async def at_once(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to commands between which the server serves nobody else. Raises an error reply."""
+        *_, replies = await self.exchange([("MULTI",), *commands, ("EXEC",)])
+        for reply in replies if isinstance(replies, list) else [replies]:
+            if isinstance(reply, redis_errors.RedisError):
+                raise reply
+        return list(replies)
 
     async def close(self) -> None:
         if self._opening is not None:
@@ -63,7 +78,7 @@ class Wire:
     async def _open(self) -> _Replies:
         connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
-        self._replies = _Replies(connection)
+        self._replies = _Replies(connection, self._timeout)
         return self._replies
 
     def _attempted(self, attempt: asyncio.Task[_Replies]) -> None:
@@ -72,10 +87,19 @@ class Wire:
             attempt.exception()  # whoever asked has heard of it, unless all have left
 
 
-class _Replies(asyncio.Protocol):
-    """Hands each reply to the one who asked first. Takes over a connection once the client library has opened it."""
+@dataclass(slots=True, eq=False)
+class _Expected:
+    """Replies that somebody waits for, together."""
 
-    def __init__(self, connection: Any) -> None:
+    count: int
+    answer: asyncio.Future[list[Any]]
+    found: list[Any] = field(default_factory=list)
+
+
+class _Replies(asyncio.Protocol):
+    """Hands replies to the one who asked first. Takes over a connection once the client library has opened it."""
+
+    def __init__(self, connection: Any, timeout_seconds: float) -> None:
         self.lost = False
         self.released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the socket is closed."""
@@ -86,17 +110,27 @@ class _Replies(asyncio.Protocol):
             replyError=connection._parser.parse_error,
             notEnoughData=_PARTIAL,
         )
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: deque[_Expected] = deque()
         self._loop = asyncio.get_running_loop()
+        self._timeout = timeout_seconds
+        self._heard = 0.0
+        """When the last reply came, or somebody began to wait where nobody did."""
+        self._watch: asyncio.TimerHandle | None = None
         self._transport.set_protocol(self)
 
-    def send(self, packed: bytes) -> asyncio.Future[Any]:
+    def send(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
+        """`count` replies are to come, one or more. An error among them stands in its place."""
         answer = self._loop.create_future()
-        self._waiting.append(answer)
+        if not self._waiting:
+            self._heard = self._loop.time()
+        self._waiting.append(_Expected(count, answer))
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._timeout, self._look)
         self._transport.write(packed)
         return answer
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not _PARTIAL:
@@ -107,20 +141,27 @@ class _Replies(asyncio.Protocol):
     def _hand_out(self, reply: Any) -> None:
         if not self._waiting:
             raise redis_errors.InvalidResponse("Protocol error: a reply that nobody asked for")
-        answer = self._waiting.popleft()
-        if answer.done():
-            return  # whoever asked has left
-        if isinstance(reply, redis_errors.RedisError):
-            answer.set_exception(reply)
+        first = self._waiting[0]
+        first.found.append(reply)
+        if len(first.found) == first.count:
+            self._waiting.popleft()
+            if not first.answer.done():  # else whoever asked has left
+                first.answer.set_result(first.found)
+
+    def _look(self) -> None:
+        """Gives the connection up where somebody waits and nothing was heard for too long."""
+        self._watch = None
+        if self.lost or not self._waiting:
+            return
+        left = self._heard + self._timeout - self._loop.time()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._look)
         else:
-            answer.set_result(reply)
+            self.end(redis_errors.TimeoutError(f"no answer within {self._timeout:g} s"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(redis_errors.ConnectionError(str(error or "the server closed the connection")))
         self.released.set_result(None)
-
-    def give_up(self, seconds: float) -> None:
-        self.end(redis_errors.TimeoutError(f"no answer within {seconds:g} s"))
 
     def end(self, error: redis_errors.RedisError) -> None:
         if self.lost:
@@ -128,7 +169,9 @@ class _Replies(asyncio.Protocol):
         self.lost = True
         self._transport.abort()
         self._connection._reader = self._connection._writer = None  # as after a `disconnect`
+        if self._watch is not None:
+            self._watch.cancel()
         while self._waiting:
-            answer = self._waiting.popleft()
+            answer = self._waiting.popleft().answer
             if not answer.done():
                 answer.set_exception(error)
