@@ -263,9 +263,9 @@ def totals(ledger: Mapping[int, Sequence[int]]) -> np.ndarray:
 
 def count_rows(ledger: dict[int, list[int]], partitions: np.ndarray, counts: np.ndarray) -> None:
     """Adds rows, given the source partition and the `Count` of each."""
-    cells, number = np.unique(partitions * len(Count) + counts, return_counts=True)
-    for cell, n in zip(cells.tolist(), number.tolist(), strict=True):
-        _count(ledger, cell // len(Count), Count(cell % len(Count)), n)
+    number = np.bincount(partitions * len(Count) + counts)
+    for cell in np.flatnonzero(number).tolist():
+        _count(ledger, cell // len(Count), Count(cell % len(Count)), int(number[cell]))
 
 
 def _count(ledger: dict[int, list[int]], partition: int, kind: Count, rows: int) -> None:

@@ -105,8 +105,19 @@ def decode(data: bytes, contract: Contract) -> Shuffled:
 
 
 def _conform(batch: pa.RecordBatch, contract: Contract, partition: int) -> pa.RecordBatch:
-    names = set(batch.schema.names)
     schema = arrow_schema(contract)
+    kept = len(schema)
+    if batch.schema.names[:kept] == schema.names and batch.schema.types[:kept] == schema.types:
+        columns = batch.columns[:kept]
+    else:
+        columns = _converted(batch, contract, schema)
+    partitions = pa.array(np.full(batch.num_rows, partition, np.int32))
+    own = [partitions, batch.column(OFFSET), batch.column(APPENDED)]
+    return pa.RecordBatch.from_arrays([*columns, *own], names=[*schema.names, PARTITION, OFFSET, APPENDED])
+
+
+def _converted(batch: pa.RecordBatch, contract: Contract, schema: pa.Schema) -> list[pa.Array]:
+    names = set(batch.schema.names)
     columns = []
     for field, wanted in zip(contract.fields, schema, strict=True):
         if field.name in names:
@@ -116,9 +127,7 @@ def _conform(batch: pa.RecordBatch, contract: Contract, partition: int) -> pa.Re
             columns.append(build_column([value] * batch.num_rows, field))
         else:
             raise ValueError(f"column {field.name!r} is missing and has no default")
-    partitions = pa.array(np.full(batch.num_rows, partition, np.int32))
-    own = [partitions, batch.column(OFFSET), batch.column(APPENDED)]
-    return pa.RecordBatch.from_arrays([*columns, *own], names=[*schema.names, PARTITION, OFFSET, APPENDED])
+    return columns
 
 
 def with_positions(columns: pa.RecordBatch, offsets: np.ndarray, appended: np.ndarray) -> pa.RecordBatch:

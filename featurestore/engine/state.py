@@ -226,17 +226,19 @@ class ViewState:
 
     def _live_rows(self, group: Group, tiles: Tiles, slots: np.ndarray) -> packing.TileRows:
         """Tiles inside the retention of each entity, by entity and tile id (host)."""
-        index = self._xp.asarray(slots)
-        ids = to_host(tiles.ids[index])
-        live = ids != NO_TILE
-        if group.hop is not None:
-            live &= ids >= ((self._latest[slots] - group.reach) // group.hop)[:, None]
-        entity, place = np.nonzero(live)
-        order = np.lexsort((ids[entity, place], entity))
-        entity, place = entity[order], place[order]
-        at = (index[self._xp.asarray(entity)], self._xp.asarray(place))
+        xp = self._xp
+        if group.hop is None:
+            oldest = place = np.zeros((slots.size, 1), np.int64)
+            live = to_host(tiles.ids[xp.asarray(slots)]) != NO_TILE
+        else:
+            # The ring read from each entity's oldest tile on: what is live comes in the order of its id.
+            oldest = ((self._latest[slots] - group.reach) // group.hop)[:, None]
+            place = (oldest + np.arange(group.ring)) % group.ring
+            live = to_host(tiles.ids[xp.asarray(slots[:, None]), xp.asarray(place)]) >= oldest
+        entity, step = np.nonzero(live)
+        at = (xp.asarray(slots[entity]), xp.asarray(place[entity, step]))
         states = tuple(tuple(to_host(field[at]) for field in state) for state in tiles.states)
-        return packing.TileRows(entity, ids[entity, place], states)
+        return packing.TileRows(entity, oldest[entity, 0] + step, states)
 
     def _fill(self, slots: np.ndarray, unpacked: packing.Unpacked, mine: np.ndarray) -> None:
         """Writes decoded values into the slots; `slots[i]` is for the i-th value that is `mine`."""

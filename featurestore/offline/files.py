@@ -47,6 +47,22 @@ PARQUET: dict[str, Any] = {
 }
 
 
+def encodings(schema: pa.Schema) -> dict[str, Any]:
+    """How columns are laid out, for a writer beside `PARQUET`: text by dictionary, instants and offsets, which rise, as
+    differences, all else as it is. Dictionaries of numbers take a third of the time of a write and make it larger."""
+    rising = {f.name: "DELTA_BINARY_PACKED" for f in schema if pa.types.is_timestamp(f.type) or f.name == OFFSET}
+    return {"use_dictionary": [_leaf(f) for f in schema if _repeats(f)], "column_encoding": rising}
+
+
+def _repeats(field: pa.Field) -> bool:
+    kind = field.type.value_type if pa.types.is_list(field.type) else field.type
+    return bool(pa.types.is_string(kind)) or field.name in (PARTITION, MONTH)
+
+
+def _leaf(field: pa.Field) -> str:
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
+
+
 READ = pads.ParquetFileFormat(
     default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
 )
@@ -105,7 +121,7 @@ class TableFiles:
     def _write_one(self, month: str | None, rows: pa.Table) -> AddAction:
         sink = pa.BufferOutputStream()
         columns = [c for c in STATISTICS if c in rows.column_names]
-        pq.write_table(rows, sink, write_statistics=columns, **PARQUET)
+        pq.write_table(rows, sink, write_statistics=columns, **PARQUET, **encodings(rows.schema))
         data = sink.getvalue()
         name = f"part-{uuid.uuid4().hex}-{_digest(_footer(pa.BufferReader(data)))}.parquet"
         path = name if month is None else f"{MONTH}={month}/{name}"
