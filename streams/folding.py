@@ -26,6 +26,7 @@ from streams.stopping import PartitionStopped, StopReason
 
 NOTHING = -1
 """The offset before the first."""
+_NO_ROWS = np.empty(0, np.int64)
 
 MISROUTED, KEY_TOO_LONG = "misrouted", "key_too_long"
 _ERRORS = {
@@ -151,21 +152,23 @@ class ViewFold:
             )
         vector = dict(self.fence.vector)
         ledger = {p: list(counts) for p, counts in self.fence.ledger.items()}
-        kept, start = [], 0
+        kept, start, whole = [], 0, True
         for piece in delivery.pieces:
             size = len(piece.source_offsets)
-            counted = int(np.searchsorted(piece.log_offsets, self.fence.offset, "right"))
-            seen = int(np.searchsorted(piece.source_offsets, vector.get(piece.source_partition, NOTHING), "right"))
-            # What is at or below the fence is in the vector too, and was counted then: only the rest is a duplicate.
-            _count(ledger, piece.source_partition, Count.DUPLICATE, seen - counted)
-            vector[piece.source_partition] = max(
-                vector.get(piece.source_partition, NOTHING), int(piece.source_offsets[-1])
-            )
-            kept.append(np.arange(start + seen, start + size))
+            had = vector.get(piece.source_partition, NOTHING)
+            seen = 0
+            if piece.source_offsets[0] <= had:
+                counted = int(np.searchsorted(piece.log_offsets, self.fence.offset, "right"))
+                seen = int(np.searchsorted(piece.source_offsets, had, "right"))
+                # What is at or below the fence is in the vector too, and was counted then: only the rest is a
+                # duplicate.
+                _count(ledger, piece.source_partition, Count.DUPLICATE, seen - counted)
+                whole = False
+            vector[piece.source_partition] = max(had, int(piece.source_offsets[-1]))
+            kept.append((start + seen, start + size))
             start += size
-        rows = np.concatenate([*kept, np.empty(0, np.int64)]).astype(np.int64)
-        whole = len(rows) == len(delivery)
-        log = np.concatenate([*(p.log_offsets for p in delivery.pieces), np.empty(0, np.int64)]).astype(np.int64)
+        rows = np.arange(start) if whole else np.concatenate([np.arange(a, b) for a, b in kept])
+        log = np.concatenate([_NO_ROWS, *(p.log_offsets for p in delivery.pieces)])
         events = delivery.events if whole else delivery.events.take(rows)
         return Accepted(
             events=events,
@@ -175,7 +178,7 @@ class ViewFold:
             last=delivery.last,
             vector=vector,
             ledger=ledger,
-            refused=dict.fromkeys(_too_long(events.entities.keys), KEY_TOO_LONG),
+            refused=dict.fromkeys(_too_long(events), KEY_TOO_LONG),
         )
 
     def missing(self, accepted: Accepted) -> list[str]:
@@ -275,7 +278,10 @@ def _count(ledger: dict[int, list[int]], partition: int, kind: Count, rows: int)
         counts[Count.CONSUMED] += rows
 
 
-def _too_long(keys: pa.Array) -> list[str]:
+def _too_long(events: EventBatch) -> list[str]:
+    keys, names = events.entities.keys, events.entities.names
+    if 4 * max(map(len, names), default=0) <= MAX_KEY_BYTES:  # no character has more bytes
+        return []
     found: list[str] = keys.filter(pc.greater(pc.binary_length(keys), MAX_KEY_BYTES)).to_pylist()
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Decoded:
     rejects: tuple[Reject, ...]
 
 
+@lru_cache(maxsize=256)
 def arrow_schema(contract: Contract) -> pa.Schema:
     """One column per field, in order. Nullable as declared: a field that is not never holds a null."""
     return pa.schema([pa.field(f.name, ARROW_TYPES[f.dtype], nullable=f.nullable) for f in contract.fields])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = ["Decoded", "Encoding", "Reason", "Reject", "arrow_schema", "decode"]
 Encoding = Literal["auto", "json", "avro", "confluent"]
 
 _FRAME_BYTES = 5
+_FIRST = itemgetter(0)
 _JSON_SPACE = b" \t\r\n"
 _BLOCK_ROWS = 1 << 16
 
@@ -60,6 +62,8 @@ def _decode_confluent(contract: Contract, values: Sequence[bytes | None]) -> Dec
 
 
 def _decode_auto(contract: Contract, values: Sequence[bytes | None]) -> Decoded:
+    if _all_json(values):
+        return decode_json(contract, values)
     kinds = _sniff(values)
     return assemble(contract, _decode_each(contract, values, kinds))
 
@@ -75,6 +79,14 @@ def _pick(values: Sequence[bytes | None], rows: Rows) -> Sequence[bytes | None]:
 
 
 _JSON, _FRAMED, _BARE = range(3)
+
+
+def _all_json(values: Sequence[bytes | None]) -> bool:
+    """Whether every value begins as an object does, which most batches can be told in one step."""
+    try:
+        return {*map(_FIRST, values)} <= {ord("{")}  # type: ignore[arg-type]
+    except (IndexError, TypeError):  # an empty value, or none
+        return False
 
 
 def _sniff(values: Sequence[bytes | None]) -> Rows:

@@ -69,8 +69,7 @@ def decode_json_exactly(contract: Contract, values: Sequence[bytes | None], rows
 
 
 def _decode_chunks(contract: Contract, values: Sequence[bytes | None]) -> Iterator[Decoded]:
-    # Nothing is read from an empty value: what is too large goes to the exact path like anything unreadable.
-    sized = [value if value and len(value) <= MAX_VALUE_BYTES else b"" for value in values]
+    sized = _bounded(values)
     for start, stop in _chunks(sized):
         rows = np.arange(start, stop)
         batch, sure = _decode_plain(contract, sized[start:stop])
@@ -78,6 +77,13 @@ def _decode_chunks(contract: Contract, values: Sequence[bytes | None]) -> Iterat
             yield Decoded(batch, rows[sure], ())
         if not sure.all():
             yield decode_json_exactly(contract, list(compress(values[start:stop], ~sure)), rows[~sure])
+
+
+def _bounded(values: Sequence[bytes | None]) -> Sequence[bytes]:
+    """Nothing is read from an empty value: what is too large goes to the exact path like anything unreadable."""
+    if None not in values and max(map(len, values), default=0) <= MAX_VALUE_BYTES:  # type: ignore[arg-type]
+        return values  # type: ignore[return-value]
+    return [value if value and len(value) <= MAX_VALUE_BYTES else b"" for value in values]
 
 
 def _chunks(values: Sequence[bytes]) -> Iterator[tuple[int, int]]:

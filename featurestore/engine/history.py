@@ -19,7 +19,7 @@ from featurestore.engine.gather import concerned, events_of, leaves_of, take_lea
 from featurestore.engine.layout import Layout, Stored, layout_of
 from featurestore.engine.operations import OPERATIONS
 from featurestore.engine.partials import Events, Partial
-from featurestore.engine.reduce import State, over_ranges
+from featurestore.engine.reduce import Segments, State, over_ranges
 from featurestore.engine.visible import Cover, VisibleTimes
 from featurestore.engine.windows import Instants, finish, with_derived
 
@@ -220,7 +220,7 @@ def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, quest
         if questions.visible is not None:
             chosen &= questions.visible.times[row] <= questions.at[start:stop][question]
         part = Events(events.values[row], chosen, events.time[row], events.seq[row])
-        for field, values in zip(result, partial.reduce(np, part, question, stop - start), strict=True):
+        for field, values in zip(result, partial.reduce(np, part, Segments(np, question, stop - start)), strict=True):
             field[start:stop] = values
         start = stop
     return result

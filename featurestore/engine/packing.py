@@ -95,9 +95,11 @@ class _Heap:
     def lay_out(self, entities: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
         """→ references per part; heap bytes per entity; bytes in final order; the entity of each byte's blob run."""
         none = np.empty(0, np.int64)
-        entity = np.concatenate([p[0] for p in self.parts] or [none])
-        lengths = np.concatenate([p[2] for p in self.parts] or [none])
-        data = np.concatenate([p[1] for p in self.parts] or [none.astype(np.uint8)])
+        if not self.parts:
+            return [], np.zeros(entities, np.int64), none.astype(np.uint8), none
+        entity = np.concatenate([p[0] for p in self.parts])
+        lengths = np.concatenate([p[2] for p in self.parts])
+        data = np.concatenate([p[1] for p in self.parts])
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(entity, kind="stable")
         sizes = np.bincount(entity, weights=lengths, minlength=entities).astype(np.int64)
@@ -133,12 +135,13 @@ def pack(layout: Layout, header: np.ndarray, groups: Sequence[TileRows], encode_
         for column, part, shape in waiting:
             matrix[:, column : column + shape] = references[part].reshape(-1, shape)
         words[position] = count
-        rank = ragged(count)[1]
-        at = position[rows.entity] + 1 + rank * width
+        # Rows come by entity: the n-th row of all is so many words behind the first of its entity.
+        first = position + 1 - width * (np.cumsum(count) - count)
+        at = first[rows.entity] + width * np.arange(rows.entity.size)
         words[at[:, None] + np.arange(width)] = matrix
         position = position + 1 + count * width
-    place = ragged(heap_sizes)[1]
-    words.view(np.uint8)[position[heap_entity] * 8 + place] = heap_bytes
+    if heap_bytes.size:
+        words.view(np.uint8)[position[heap_entity] * 8 + ragged(heap_sizes)[1]] = heap_bytes
     whole, ends = words.tobytes(), ((starts + total) * 8).tolist()
     return [whole[a:b] for a, b in zip((starts * 8).tolist(), ends, strict=True)]
 

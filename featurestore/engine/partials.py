@@ -15,7 +15,7 @@ import numpy as np
 
 from featurestore.engine import exact
 from featurestore.engine.array import Array
-from featurestore.engine.reduce import State, along_axis, by_segment
+from featurestore.engine.reduce import Segments, State, along_axis, by_segment
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 SKETCH_BITS = 11
@@ -54,7 +54,7 @@ class Partial:
     fields: tuple[Field, ...]
     prepare: Callable[[Any, Events], State]
     merge: Callable[[Any, State, State], State]
-    collect: Callable[[Any, Partial, Events, Array, int], State] | None = None
+    collect: Callable[[Any, Partial, Events, Segments], State] | None = None
     """A form of `prepare` and reduce that does not build a state per event, for wide states."""
     across: tuple[str, ...] | None = None
     """For each field its name in `ACROSS`, where merging `[k, …]` along k is a reduction of each field by itself."""
@@ -62,11 +62,11 @@ class Partial:
     def identity(self, xp: Any, *leading: int) -> State:
         return tuple(xp.full(f.shape(*leading), f.empty, f.dtype) for f in self.fields)
 
-    def reduce(self, xp: Any, events: Events, segment: Array, segments: int) -> State:
-        """Events sorted by `segment` (0 … segments-1, each present) → one state per segment."""
+    def reduce(self, xp: Any, events: Events, segments: Segments) -> State:
+        """Events sorted by segment → one state per segment."""
         if self.collect is not None:
-            return self.collect(xp, self, events, segment, segments)
-        return by_segment(xp, self.merge, self.prepare(xp, events), segment)
+            return self.collect(xp, self, events, segments)
+        return by_segment(xp, self.merge, self.prepare(xp, events), segments)
 
     def fold(self, xp: Any, state: State) -> State:
         """`[k, n, …]` → `[n, …]`, k >= 1."""
@@ -198,14 +198,14 @@ def _newest(n: int, nothing: int) -> tuple[Callable[..., State], Callable[..., S
         by_time = xp.argsort(both[0], axis=-1, kind="stable")
         return tuple(xp.take_along_axis(field, by_time, axis=-1)[..., ::-1][..., :n] for field in both)
 
-    def collect(xp: Any, partial: Partial, e: Events, segment: Array, segments: int) -> State:
+    def collect(xp: Any, partial: Partial, e: Events, segments: Segments) -> State:
         rows = xp.nonzero(e.chosen)[0]
-        order = rows[xp.lexsort(xp.stack([e.seq[rows], e.time[rows], segment[rows]]))]
-        owner = segment[order]
+        order = rows[xp.lexsort(xp.stack([e.seq[rows], e.time[rows], segments.ids[rows]]))]
+        owner = segments.ids[order]
         end = xp.searchsorted(owner, owner, side="right")
         place = end - 1 - xp.arange(order.shape[0])
         kept = place < n
-        state = partial.identity(xp, segments)
+        state = partial.identity(xp, segments.count)
         index = owner[kept] if n == 1 else (owner[kept], place[kept])
         for field, source in zip(state, (e.time, e.seq, e.values), strict=True):
             field[index] = source[order[kept]]
@@ -238,17 +238,17 @@ def _merge_sketches(xp: Any, a: State, b: State) -> State:
     return (xp.maximum(a[0], b[0]),)
 
 
-def _collect_sketches(xp: Any, partial: Partial, e: Events, segment: Array, segments: int) -> State:
+def _collect_sketches(xp: Any, partial: Partial, e: Events, segments: Segments) -> State:
     rows = xp.nonzero(e.chosen)[0]
     register, rank = _register(xp, e.values[rows])
-    cell = segment[rows] * REGISTERS + register
+    cell = segments.ids[rows] * REGISTERS + register
     order = xp.argsort(cell, kind="stable")
-    cell = cell[order]
-    (highest,) = by_segment(xp, _merge_sketches, (rank[order],), cell)
-    state = xp.zeros(segments * REGISTERS, xp.uint8)
-    if cell.shape[0]:
-        state[cell[xp.concatenate([xp.ones(1, xp.bool_), cell[1:] != cell[:-1]])]] = highest
-    return (state.reshape(segments, REGISTERS),)
+    cells = Segments(xp, cell[order], segments.count * REGISTERS)
+    (highest,) = by_segment(xp, _merge_sketches, (rank[order],), cells)
+    state = xp.zeros(cells.count, xp.uint8)
+    if rows.shape[0]:
+        state[cells.ids[cells.heads]] = highest
+    return (state.reshape(segments.count, REGISTERS),)
 
 
 def int_hash(xp: Any, values: Array) -> Array:

@@ -7,6 +7,8 @@ in pairs until one is left, so n rows cost n merges in about log2 n vectorised s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from featurestore.engine.array import Array
@@ -19,30 +21,60 @@ def take(state: State, index: Any) -> State:
     return tuple(field[index] for field in state)
 
 
-def by_segment(xp: Any, merge: Merge, state: State, segment: Array) -> State:
-    """Rows sorted by `segment` (int64[n], ascending) → one row per distinct segment, in order.
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """n sorted rows in runs: what reducing them needs to know, found once for every state that is reduced alike."""
 
-    Each step merges the rows at even places of what is left of a segment with their neighbours, so that only rows that
-    have one cost anything: most segments of a batch are a row or two beside a few long ones.
-    """
-    rows = segment.shape[0]
-    if rows < 2:
+    xp: Any
+    ids: Array
+    """`int64[n]`, ascending: the number of each row's segment."""
+    count: int
+    """Segments there are; a reduction by merging needs every one of them to have a row."""
+
+    @cached_property
+    def heads(self) -> Array:
+        """The first row of each segment."""
+        return self.xp.nonzero(self._starts)[0]
+
+    @cached_property
+    def _starts(self) -> Array:
+        xp = self.xp
+        return xp.concatenate([xp.ones(1, xp.bool_), self.ids[1:] != self.ids[:-1]])
+
+    @cached_property
+    def steps(self) -> tuple[tuple[Array, int], ...]:
+        """Which rows take in the one so many places behind them, in this order, until the heads hold their segments.
+
+        Each step merges the rows at even places of what is left of a segment with their neighbours, so that only rows
+        that have one cost anything: most segments of a batch are a row or two beside a few long ones.
+        """
+        xp, rows = self.xp, self.ids.shape[0]
+        lengths = xp.concatenate([self.heads[1:], xp.full(1, rows, self.heads.dtype)]) - self.heads
+        number = xp.cumsum(self._starts) - 1
+        left = xp.nonzero(lengths[number] > 1)[0]
+        place = left - self.heads[number[left]]
+        behind = lengths[number[left]] - place
+        steps, step = [], 1
+        while left.shape[0]:
+            chosen = (place % (2 * step) == 0) & (behind > step)
+            left, place, behind = left[chosen], place[chosen], behind[chosen]
+            if left.shape[0]:
+                steps.append((left, step))
+            step *= 2
+        return tuple(steps)
+
+
+def by_segment(xp: Any, merge: Merge, state: State, segments: Segments) -> State:
+    """Rows sorted by segment → one row per segment, in order."""
+    if not state[0].shape[0]:
         return state
-    row = xp.arange(rows)
-    starts = xp.concatenate([xp.ones(1, xp.bool_), segment[1:] != segment[:-1]])
-    heads, number = xp.nonzero(starts)[0], xp.cumsum(starts) - 1
-    place = row - heads[number]
-    behind = xp.concatenate([heads[1:], xp.full(1, rows, heads.dtype)])[number] - row
-    state = tuple(field.copy() for field in state)
-    left, step = row, 1
-    while True:
-        left = left[(place[left] % (2 * step) == 0) & (behind[left] > step)]
-        if not left.shape[0]:
-            return take(state, heads)
+    if segments.steps:
+        state = tuple(field.copy() for field in state)
+    for left, step in segments.steps:
         merged = merge(xp, take(state, left), take(state, left + step))
         for field, both in zip(state, merged, strict=True):
             field[left] = both
-        step *= 2
+    return take(state, segments.heads)
 
 
 def along_axis(xp: Any, merge: Merge, state: State) -> State:

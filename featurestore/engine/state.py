@@ -20,7 +20,7 @@ from featurestore.engine.columns import NEVER, EventBatch, StringPool
 from featurestore.engine.evaluate import Leaves
 from featurestore.engine.gather import concerned, events_of, leaves_of, take_leaves
 from featurestore.engine.layout import Group, layout_of
-from featurestore.engine.reduce import State, take
+from featurestore.engine.reduce import Segments, State, take
 from featurestore.engine.text import intern_references, pool_encoder
 from featurestore.engine.windows import NO_TILE, Tiles
 
@@ -191,12 +191,13 @@ class ViewState:
             index = xp.asarray(chosen)
             here, seqs = (leaves, seq) if owner.size == slot.size else (take_leaves(leaves, index), seq[index])
             starts = _heads(owner) | _heads(tile)
-            segment, heads = xp.asarray(np.cumsum(starts) - 1), np.nonzero(starts)[0]
+            heads = np.nonzero(starts)[0]
+            segments = Segments(xp, xp.asarray(np.cumsum(starts) - 1), heads.size)
             place = (xp.asarray(owner[heads]), xp.asarray(tile[heads] % group.ring))
             same = tiles.ids[place] == xp.asarray(tile[heads])
             for stored, state in zip(group.stored, tiles.states, strict=True):
                 events = events_of(xp, stored, here, xp.asarray(moments), seqs, self._pool)
-                delta = stored.partial.reduce(xp, events, segment, heads.size)
+                delta = stored.partial.reduce(xp, events, segments)
                 writes.append((state, place, self._merged(stored.partial, state, place, same, delta)))
             writes.append(((tiles.ids,), place, (xp.asarray(tile[heads]),)))
         for fields, place, values in writes:

@@ -27,6 +27,9 @@ BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """Longer than what load balancers in front usually keep idle connections for, so that they close first."""
 DRAIN_SECONDS = 15
+HUNG_SECONDS = 30
+"""A worker process that says nothing for so long is replaced. It says nothing while it starts, which takes seconds, and
+on a busy machine more than the server's own 5: then none would ever be up."""
 OTHER_FILES = 1024
 """Open files beside the clients' connections: Redis, the lake, libraries."""
 
@@ -62,6 +65,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         workers=workers,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_worker_healthcheck=HUNG_SECONDS,
         **tls,
     )
     sys.stderr.write(f"read API on {_url(listener, 'https' if tls else 'http')}\n")

@@ -15,7 +15,7 @@ from featurestore.engine.gather import events_of, hashed, leaves_of
 from featurestore.engine.layout import Stored, layout_of
 from featurestore.engine.operations import OPERATIONS
 from featurestore.engine.partials import Events
-from featurestore.engine.reduce import State, along_axis, by_segment, over_ranges, take
+from featurestore.engine.reduce import Segments, State, along_axis, by_segment, over_ranges, take
 from featurestore.engine.text import intern_references, pool_encoder
 from featurestore.engine.windows import Instants, finish
 from featurestore.types import Dtype
@@ -123,11 +123,12 @@ def test_any_split_gives_the_direct_result(op: str, column: str | None, events: 
         direct = p.merge(direct, cut(p.states, row, row + 1))
     segment = np.sort(np.array(data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n)), np.int64))
     present, segment = np.unique(segment, return_inverse=True)
+    segments, all_one = Segments(np, segment, present.size), Segments(np, np.zeros(present.size, np.int64), 1)
     for parts in (
-        by_segment(np, p.partial.merge, p.states, segment),
-        p.partial.reduce(np, p.inputs, segment, present.size),
+        by_segment(np, p.partial.merge, p.states, segments),
+        p.partial.reduce(np, p.inputs, segments),
     ):
-        whole = by_segment(np, p.partial.merge, parts, np.zeros(present.size, np.int64)) if n else p.identity()
+        whole = by_segment(np, p.partial.merge, parts, all_one) if n else p.identity()
         p.same(direct, whole)
     if n:
         p.same(direct, along_axis(np, p.partial.merge, tuple(field[:, None] for field in p.states)))
@@ -175,5 +176,5 @@ def test_a_sketch_estimates_large_sets_within_its_error() -> None:
     p = Prepared("approx_distinct", "quantity", [])
     values = np.arange(n, dtype=np.int64)
     inputs = Events(hashed(np, values, Dtype.INT, p.pool), np.ones(n, np.bool_), values, values)
-    (estimate,) = p.value(p.partial.reduce(np, inputs, np.zeros(n, np.int64), 1)).to_list()
+    (estimate,) = p.value(p.partial.reduce(np, inputs, Segments(np, np.zeros(n, np.int64), 1))).to_list()
     assert n == pytest.approx(estimate, rel=0.07)
