@@ -214,7 +214,21 @@ def _key_text(part: pa.Array) -> pa.Array:
         part = part.combine_chunks()
     if not pa.types.is_string(part.type):
         return part.cast(pa.string())
+    # To look for two bytes takes a tenth of the time that replacing none of them does.
+    text = _text_of(part)
+    if b"\\" not in text and b"|" not in text:
+        return part
     return pc.replace_substring(pc.replace_substring(part, "\\", "\\\\"), "|", "\\|")
+
+
+def _text_of(strings: pa.StringArray) -> bytes:
+    """UTF-8 of all of them, end to end."""
+    _, offsets, text = strings.buffers()
+    if text is None or not len(strings):
+        return b""
+    first, last = np.frombuffer(offsets, np.int32)[[strings.offset, strings.offset + len(strings)]].tolist()
+    found: bytes = text.slice(first, last - first).to_pybytes()
+    return found
 
 
 def canonical_key(values: Sequence[str | int | bool]) -> str:
