@@ -48,6 +48,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """How long a call in an executor takes; it is then run on the loop."""
         self._held: dict[str, list[asyncio.Handle]] = {}
         self._countdowns: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
         self.steps = 0
         NumberedTask.numbers = itertools.count()  # an order of sets must not depend on the runs before
         self.set_task_factory(cast(Any, _numbered))
@@ -70,7 +71,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def after_steps(self, steps: int, act: Callable[[], None]) -> None:
         """Acts between two callbacks, `steps` callbacks from now."""
-        heapq.heappush(self._countdowns, (self.steps + steps, len(self._countdowns), act))
+        heapq.heappush(self._countdowns, (self.steps + steps, next(self._order), act))
 
     def outside(self, delay: float, act: Callable[[], None]) -> None:
         """Acts after `delay` seconds, on behalf of no process: it happens whoever dies meanwhile."""

@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis import exceptions as redis_errors
@@ -14,6 +14,7 @@ from redis import exceptions as redis_errors
 from featurestore.online.keys import Keyspace
 from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD
 from featurestore.online.store import OnlineStore
+from featurestore.online.wire import Wire
 from tests.simulation.world import Gone, Part, Violation, World
 
 PROJECT = "sim"
@@ -130,6 +131,7 @@ class SimulatedRedis:
         return None
 
 
+_pack: Any = hiredis.pack_command  # declared as taking a tuple of one word
 _SCRIPTS = {SET_IF_NEWER.sha: SimulatedRedis.set_if_newer, SWAP_FIELD.sha: SimulatedRedis.swap_field}
 
 
@@ -138,57 +140,35 @@ def _position(record: bytes) -> tuple[int, int]:
     return int(fields.get("generation", 0)), int(fields["offset"])
 
 
-class _Connection:
-    """One of a pool: commands of one connection arrive in order, and none after one that did not."""
-
-    def __init__(self, redis: SimulatedRedis) -> None:
-        self._redis = redis
-        self._replies: list[Any] = []
-
-    async def send_packed_command(self, packed: bytes, *, check_health: bool) -> None:
-        assert not check_health
-        reader = hiredis.Reader()
-        reader.feed(packed)
-        commands = list(iter(reader.gets, False))
-        if commands[0] == [b"MULTI"]:
-            works: list[Callable[[], Any]] = [partial(str, "QUEUED")] * (len(commands) - 1)
-            works.append(partial(self._redis.at_once, commands[1:-1]))
-        else:
-            works = [partial(self._redis.run, words) for words in commands]
-        delay = self._redis.world.latency()
-        for work in works:
-            self._replies.append(self._redis.part.ask(work, delay))
-            delay += self._redis.world.rng.uniform(0, 0.01)
-
-    async def read_response(self) -> Any:
-        reply, came = await self._replies.pop(0)
-        if not came:
-            raise redis_errors.ConnectionError("connection lost")
-        if isinstance(reply, redis_errors.ResponseError):
-            raise reply
-        return reply
-
-
-class _Pool:
-    def __init__(self, redis: SimulatedRedis) -> None:
-        self._redis = redis
-
-    async def get_connection(self) -> _Connection:
-        return _Connection(self._redis)
-
-    async def release(self, _connection: _Connection) -> None:
-        """Connections are not used twice."""
-
-
 class _Client:
     """As much of `redis.asyncio.Redis`, and of a `Wire`, as `OnlineStore` asks for."""
 
     def __init__(self, redis: SimulatedRedis) -> None:
         self._redis = redis
-        self.connection_pool = _Pool(redis)
 
-    async def script_load(self, body: str) -> Any:
-        return await self.ask(b"SCRIPT", b"LOAD", body.encode())
+    async def exchange(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+        """Commands arrive in order, and none after one that did not; those of others come in between."""
+        words = [_sent(command) for command in commands]
+        if words[0] == [b"MULTI"]:
+            works: list[Callable[[], Any]] = [partial(str, "QUEUED")] * (len(words) - 1)
+            works.append(partial(self._redis.at_once, words[1:-1]))
+        else:
+            works = [partial(self._redis.run, of_command) for of_command in words]
+        delay = self._redis.world.latency()
+        replies = []
+        for work in works:
+            replies.append(self._redis.part.ask(work, delay))
+            delay += self._redis.world.rng.uniform(0, 0.01)
+        found = []
+        for reply in replies:
+            said, came = await reply
+            if not came:
+                raise redis_errors.ConnectionError("connection lost")
+            found.append(said)
+        return found
+
+    async def at_once(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+        return await Wire.at_once(cast(Wire, self), commands)
 
     async def hget(self, name: bytes, field: str) -> Any:
         return await self.ask(b"HGET", name, field.encode())
@@ -203,11 +183,19 @@ class _Client:
         assert transaction
         return _Beats()
 
-    async def ask(self, *words: bytes) -> Any:
+    async def ask(self, *words: bytes | str | int) -> Any:
         try:
-            return await self._redis.part.done(lambda: self._redis.run(words))
+            return await self._redis.part.done(lambda: self._redis.run(_sent(words)))
         except Gone as error:
             raise redis_errors.ConnectionError(str(error)) from error
+
+
+def _sent(command: Sequence[bytes | str | int]) -> list[bytes]:
+    """The words of a command as a server reads them."""
+    reader = hiredis.Reader()
+    reader.feed(_pack(tuple(command)))
+    words: list[bytes] = reader.gets()
+    return words
 
 
 class _Beats:
