@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.engine.reduce import Merge, State, by_segment, pair_up, take
+from featurestore.engine.reduce import Merge, Segments, State, by_segment, pair_up, take
 
 _NEVER, _ALWAYS = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 
@@ -43,7 +43,8 @@ class Cover:
                 continue
             heads = np.concatenate([[True], question[1:] != question[:-1]])
             owner = question[heads]
-            some = by_segment(xp, merge, take(state, xp.asarray(block)), xp.asarray(np.cumsum(heads) - 1))
+            runs = Segments(xp, xp.asarray(np.cumsum(heads) - 1), owner.size)
+            some = by_segment(xp, merge, take(state, xp.asarray(block)), runs)
             joined = merge(xp, take(result, xp.asarray(owner)), some)
             for field, values in zip(result, joined, strict=True):
                 field[xp.asarray(owner)] = values
