@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from featurestore.cli import compare, data, demo, dlq, export, keys, load, operate, project, rebuild, rollout
+from featurestore.cli import compact, compare, data, demo, dlq, export, keys, load, operate, project, rebuild, rollout
 from featurestore.cli import run as running
 from featurestore.cli.output import Form, Options, say, say_error
 from featurestore.errors import FeatureStoreError
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for room in (project, demo, running, rollout, data, export, load, operate, dlq, rebuild, compare, keys):
+for room in (project, demo, running, rollout, data, export, load, operate, dlq, rebuild, compare, compact, keys):
     room.register(app)
 
 

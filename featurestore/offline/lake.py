@@ -132,8 +132,19 @@ class Lake:
     def remove_files(self, table: str, paths: list[str]) -> None:
         self._files(table).remove(paths)
 
+    def sweep(self, table: str, retention_hours: int, *, dry: bool = False) -> int:
+        """Removes files that no version of the last hours has, also those that never became part of the table; returns
+        how many."""
+        with self._locked(table), self._errors(f"sweep {table}"):
+            handle = self._handle(table)
+            if handle is None:
+                return 0
+            gone = handle.vacuum(retention_hours, dry_run=dry, enforce_retention_duration=False, full=True)
+            handle.update_incremental()
+            return len(gone)
+
     def commit_files(
-        self, table: str, actions: Sequence[AddAction], seen: Mapping[str, int], marks: Mapping[str, int]
+        self, table: str, actions: Sequence[AddAction | RemoveAction], seen: Mapping[str, int], marks: Mapping[str, int]
     ) -> bool:
         with self._locked(table), self._errors(f"commit to {table}"):
             handle = self._handle(table)
