@@ -253,9 +253,11 @@ def _in_order(rows: pa.Table) -> np.ndarray:
 
 
 def _instants(events: EventBatch) -> np.ndarray:
-    """`int64[n]` µs: when each event came."""
-    came: np.ndarray = events.columns[VISIBLE_TIME].cast(pa.int64()).to_numpy()
-    return came
+    """`int64[n]` µs: when each event came. One that was loaded counts as if it had come when it happened: an entity of
+    long ago, whose windows are empty, is not stored for the file's sake."""
+    came = events.columns[VISIBLE_TIME].cast(pa.int64()).to_numpy()
+    instants: np.ndarray = np.where(events.seq >> SEQ_BITS == LOADED, events.time, came)
+    return instants
 
 
 def _by_entity(events: EventBatch, homes: np.ndarray) -> dict[str, int]:

@@ -167,6 +167,8 @@ async def test_what_was_loaded_is_in_the_values_and_entities_of_files_belong_to_
         nobody = {key for key, p in zip(values, head[:, PARTITION].tolist(), strict=True) if p == NOBODY}
         assert {f"u{n}" for n in range(60, 90)} == nobody
         assert {NOTHING} == set(head[head[:, PARTITION] == NOBODY, OFFSET].tolist())
+    else:  # windows only: entities of long ago have nothing in them
+        assert {} == {key: value for key, value in values.items() if key in {f"k{n}" for n in range(30, 40)}}
     assert {1} == {fence.loads for fence in (await ready.store.fences(view.id)).values()}
 
 
