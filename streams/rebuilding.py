@@ -57,6 +57,7 @@ class Rebuilder(Regenerator):
 
     async def _unfinished(self, found: Mapping[str, Rebuild]) -> list[str]:
         """Views with a mark, and those of the same run that had not even got one."""
+        found = {name: mark for name, mark in found.items() if mark.stage is Stage.REPLACING}
         names = list(found)
         for mark in found.values():
             for name in mark.together:
