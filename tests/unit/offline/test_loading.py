@@ -363,3 +363,18 @@ def test_marks_of_the_stream_are_left_alone(lake: Lake, tmp_path: Path) -> None:
     load(lake, written(tmp_path / "h.parquet", history(100)))
 
     assert {"departures/0": 4} == lake.recorded("events/departures", ["departures/0", f"departures/{LOADED}"])
+
+
+def test_what_was_loaded_does_not_leak_into_rows_of_before_the_load(lake: Lake, tmp_path: Path) -> None:
+    flights.stored(lake)
+    path = written(tmp_path / "h.parquet", history(300, start=START - 10 * HOUR))
+    load(lake, path, before=START, at=START + 5 * HOUR)
+
+    def counts(*, as_served: bool) -> list[int]:
+        spine = flights.spine(*(("JFK", 0, START + hours * HOUR) for hours in (1, 4, 6)))
+        export("gates", spine, tmp_path / "out", lake=lake, catalog=flights.catalog(), now=NOW, as_served=as_served)
+        found: list[int] = pq.read_table(tmp_path / "out" / "part-00000.parquet")["gate_use.departures"].to_pylist()
+        return found
+
+    assert [20, 20, 20] == counts(as_served=False)
+    assert [0, 0, 20] == counts(as_served=True)
