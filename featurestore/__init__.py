@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from featurestore.definitions.expressions import col, feature, request, when
     from featurestore.definitions.model import Entity, FeatureService, FeatureView, Source, feature_view
     from featurestore.errors import FeatureStoreError
-    from featurestore.offline.export import export
+    from featurestore.offline.training import export
 
 _HOMES = {
     "AsyncClient": "featurestore.client.http",
@@ -26,7 +26,7 @@ _HOMES = {
     "Source": "featurestore.definitions.model",
     "agg": "featurestore.definitions.aggregates",
     "col": "featurestore.definitions.expressions",
-    "export": "featurestore.offline.export",
+    "export": "featurestore.offline.training",
     "feature": "featurestore.definitions.expressions",
     "feature_view": "featurestore.definitions.model",
     "request": "featurestore.definitions.expressions",

@@ -3,6 +3,7 @@
 store = LocalStore([AirportDelay], departures)          # pandas, Polars, Arrow
 store.lookup({"origin": "JFK"}, at="2013-07-01T12:00:00Z")["departures_1h"]
 store.lookup({"origin": "JFK"}, service=flight_delay, request={"seats": 180})["flight_delay.seats_per_departure"]
+store.features(labels).to_polars()                      # a spine, and every feature beside it
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from featurestore.engine.columns import ARROW_TYPES, NEVER, EventBatch, FeatureC
 from featurestore.engine.history import evaluate_history
 from featurestore.engine.own import own_features
 from featurestore.errors import DefinitionError, Fault, InvalidRequest, NotFound, UsageError
+from featurestore.offline.asking import key_columns
+from featurestore.offline.assembly import Assembly
+from featurestore.offline.frame import Frame
+from featurestore.offline.lots import ROW, answer_columns
+from featurestore.offline.spine import read_spine
 from featurestore.types import PYTHON_DTYPES, STATUSES
 
 __all__ = ["Answer", "LocalStore"]
@@ -129,6 +135,30 @@ class LocalStore:
         status = {name: STATUSES[int(column.status[0])].value for name, column in found.items()}
         return Answer(entity, instant, values, status)
 
+    def features(
+        self,
+        spine: Any,
+        *,
+        service: FeatureService | None = None,
+        time_column: str = "event_time",
+        status: bool = False,
+        as_of: bool = False,
+    ) -> Frame:
+        """The rows of an `exact` training set: a spine as `featurestore.export` takes it, with the features of every
+        view, or of a `service`, beside it."""
+        answered = _everything(self._views) if service is None else self._compiled(service)
+        views = [view for view in self._views if (view.name, view.version) in answered.views]
+        fields = {field.name: field.dtype for field in answered.request}
+        checked = read_spine(spine, key_columns(views), time_column, fields)
+        assembly = Assembly(answered, views, checked, status=status, as_of=as_of)
+        found: dict[str, pa.Array] = {ROW: pa.array(np.arange(len(checked)))}
+        for view in views:
+            asked = checked.canonical(tuple(view.keys))
+            for column in evaluate_history(view, self._batches[view.id], asked, checked.at):
+                found |= answer_columns(f"{view.name}.{column.name}", column, as_of=as_of)
+        table = pa.table(found)
+        return Frame(assembly.rows([lambda _start, _stop: table], 0, len(checked)), "features")
+
     def _compiled(self, service: FeatureService) -> CompiledService:
         compiled, faults = compile_service(service, {(view.name, view.version): view for view in self._views})
         if faults:
@@ -174,6 +204,11 @@ class LocalStore:
             if part is not None and PYTHON_DTYPES.get(type(part)) is not dtype:
                 raise InvalidRequest(f"{name} is {part!r}, expected {dtype}", field=name)
         return None if None in parts else canonical_key(parts)
+
+
+def _everything(views: Sequence[CompiledView]) -> CompiledService:
+    columns = tuple((view.name, feature) for view in views for feature in view.order)
+    return CompiledService("features", tuple((view.name, view.version) for view in views), columns, "")
 
 
 def _instant(at: Instant) -> int:

@@ -24,6 +24,14 @@ class Aggregate:
     surplus: tuple[Any, ...] = field(default=())
     """Positional arguments beyond the column: always a fault."""
 
+    @property
+    def written(self) -> str:
+        """As its author could have written it: `agg.mean(col('dep_delay'), window='1h')`."""
+        named = {name: getattr(self, name) for name in ("window", "hop", "where", "default")} | dict(self.extra)
+        words = [repr(part) for part in ((self.column,) if self.column is not None else ())]
+        words += [f"{name}={value!r}" for name, value in named.items() if value is not None]
+        return f"agg.{self.op}({', '.join(words)})"
+
 
 class _Aggregations:
     """Any attribute is an operation; unknown ones are reported with the other faults of the file."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from featurestore.definitions.aggregates import Aggregate
 from featurestore.definitions.expressions import Expr
+from featurestore.definitions.notebook import html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ class FeatureView:
     def id(self) -> str:
         return f"{self.name}@{self.version}"
 
+    def _repr_html_(self) -> str:
+        rows = [(f.name, f.spec.written if isinstance(f.spec, Aggregate) else repr(f.spec)) for f in self.features]
+        of = f"{self.id}: {self.entity.name} by {', '.join(self.entity.keys)}, from {self.source.name}"
+        return html_table(of, ("feature", "is"), rows, below=self.description)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
@@ -95,6 +101,21 @@ class FeatureService:
     budget_ms: float | None = None
     features: Mapping[str, Expr] = field(default_factory=dict)
     """The service's own: expressions over features of its views and fields of the request."""
+
+    def _repr_html_(self) -> str:
+        rows = [row for view in self.views for row in _listed(view)]
+        rows += [(self.name, name, repr(expr)) for name, expr in self.features.items()]
+        return html_table(f"service {self.name}", ("view", "feature", "is"), rows, below=self.description)
+
+
+def _listed(part: FeatureView | Selection | type) -> list[tuple[str, str, str]]:
+    """View, feature and what it is, of what a service reads of one view."""
+    view = part.view if isinstance(part, Selection) else part
+    if not isinstance(view, FeatureView):
+        return [(repr(view), "", "no view")]
+    known = {f.name: f.spec.written if isinstance(f.spec, Aggregate) else repr(f.spec) for f in view.features}
+    names = part.features if isinstance(part, Selection) else tuple(known)
+    return [(view.id, name, known.get(name, "there is no such feature")) for name in names]
 
 
 def snake_case(name: str) -> str:

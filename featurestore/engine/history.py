@@ -42,7 +42,7 @@ def evaluate_history(
         leaves = leaves_of(np, view, layout.columns, events, pool)
         mine = np.nonzero(concerned(view, leaves, events, np, pool))[0]
         entity, asked = _entities(events.keys, keys)
-        order = mine[np.lexsort((events.seq[mine], events.time[mine], entity[mine]))]
+        order = mine[_order(entity[mine], events.time[mine], events.seq[mine])]
         seen = None if visible is None else VisibleTimes(visible[order])
         questions = _Questions(entity[order], events.time[order], asked, at, seen)
         chosen = take_leaves(leaves, order)
@@ -75,16 +75,23 @@ def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
+def _order(entity: np.ndarray, time: np.ndarray, seq: np.ndarray) -> np.ndarray:
+    """By entity, then time, then seq. A lake's files are in time order, and one sort is cheaper than three."""
+    ascending = (time[1:] > time[:-1]) | ((time[1:] == time[:-1]) & (seq[1:] > seq[:-1]))
+    return np.argsort(entity, kind="stable") if ascending.all() else np.lexsort((seq, time, entity))
+
+
 class _Timeline:
     """Sorted events as one ascending number each, (entity, time), so that a window's edge is one binary search."""
 
     def __init__(self, entity: np.ndarray, time: np.ndarray) -> None:
-        self._start = int(time.min(initial=0))
+        self._start = int(time.min()) if time.size else 0
         self._ranked: np.ndarray | None = None
-        scale = int(time.max(initial=0)) - self._start + 3
+        scale = (int(time.max()) if time.size else 0) - self._start + 3
         if scale * (int(entity.max(initial=0)) + 2) >= 2**62:
             # Too many entities over too long a time for one int64: number the distinct times instead.
-            self._ranked = np.unique(time)
+            ordered = np.sort(time)
+            self._ranked = ordered[np.append(True, ordered[1:] != ordered[:-1])]
             scale = self._ranked.size + 1
         self._scale = scale
         self._codes = self._code(entity, time)

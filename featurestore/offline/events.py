@@ -146,12 +146,18 @@ def scan_events(
 def event_files(
     lake: Lake, source: CompiledSource, *, version: int | None = None, until: int | None = None
 ) -> dict[str, int]:
-    """Files that may hold events at or before `until`, and how many rows each has."""
+    """Files that may hold events at or before `until`, and how many rows each has; by their first event's time."""
     snapshot = lake.snapshot(events_table(source.name), version)
     if snapshot is None:
         return {}
-    rows = dict(zip(snapshot.files["path"].to_pylist(), snapshot.files["num_records"].to_pylist(), strict=True))
-    return {path: rows[path] or 0 for path in _paths(snapshot, until)}
+    files = snapshot.files
+    rows = dict(zip(files["path"].to_pylist(), files["num_records"].to_pylist(), strict=True))
+    paths = _paths(snapshot, until)
+    if "min.event_time" in files.column_names:
+        times = files["min.event_time"].cast(INSTANT).cast(pa.int64())
+        first = dict(zip(rows, times.to_pylist(), strict=True))
+        paths.sort(key=lambda path: (first[path] or 0, path))
+    return {path: rows[path] or 0 for path in paths}
 
 
 def _schema_of(source: CompiledSource, columns: Sequence[str]) -> pa.Schema:

@@ -7,7 +7,7 @@ the entities whose number is b modulo B.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,7 @@ from featurestore.offline.visibility import Known, Visibility, visible_table
 
 ENTITY = "_entity"
 ROW, AT = "_row", "_at"
+NUMBERED_ROWS = 1 << 19
 
 ROWS = pa.schema({ROW: pa.int64(), ENTITY: pa.int64(), AT: pa.int64()})
 """Rows of the spine, as a lot is asked about them: place in the spine, number of the entity (null: none), µs."""
@@ -48,6 +49,11 @@ class Lot:
     @property
     def columns(self) -> tuple[str, ...]:
         return columns_of(self.views)
+
+    def named(self, columns: pa.Table | Mapping[str, pa.Array]) -> pa.Array:
+        """What tells entities apart, null where a part is null: canonical keys, or the one key column as it is."""
+        parts = [_whole(columns[name]) for name in self.keys]
+        return canonical_keys(parts) if len(parts) > 1 else parts[0]
 
     @property
     def features(self) -> list[str]:
@@ -96,7 +102,7 @@ class Reading:
     job: Job
     lot: Lot
     entities: pa.Array
-    """The distinct keys of the spine, canonical, by number."""
+    """The distinct keys of the spine, by number; as `Lot.named` has them."""
     known: dict[str, Known] = field(default_factory=dict)
     """By view id, how the instants of what was read are known; of `as_served`."""
 
@@ -115,10 +121,11 @@ class Reading:
         `_offset`, `_entity`, and for `as_served` the instants by view id."""
         lot, job = self.lot, self.job
         version = job.version(lot)
-        for batch in scan_events(self._lake, lot.source, lot.columns, version=version, until=job.until, paths=paths):
-            numbers = pc.index_in(canonical_keys([batch.column(name) for name in lot.keys]), value_set=self.entities)
+        found = scan_events(self._lake, lot.source, lot.columns, version=version, until=job.until, paths=paths)
+        for events in _gathered(found):
+            numbers = pc.index_in(lot.named(events), value_set=self.entities)
             mine = numbers.is_valid()
-            kept = pa.table(batch).filter(mine)
+            kept = events.filter(mine)
             entity = numbers.filter(mine).to_numpy(zero_copy_only=False).astype(np.int64)
             kept = kept.append_column(ENTITY, pa.array(entity))
             for view, record in self._records:
@@ -128,7 +135,8 @@ class Reading:
     def _instants(self, view: CompiledView, record: Visibility, events: pa.Table, entity: np.ndarray) -> np.ndarray:
         for count in record.placings:
             if count not in self._homes:
-                self._homes[count] = partitions_of(self.entities, count, -1)
+                keys = self.entities if len(self.lot.keys) > 1 else canonical_keys([self.entities])
+                self._homes[count] = partitions_of(keys, count, -1)
         taken = events[VISIBLE_TIME].cast(pa.int64()).to_numpy()
         instants, known = record.of_rows(_seq(events), taken, lambda count: self._homes[count][entity])
         self.known[view.id] = self.known.get(view.id, Known()) + known
@@ -148,21 +156,39 @@ def evaluate(job: Job, lot: Lot, events: pa.Table, rows: pa.Table) -> pa.Table:
     """The answers to `rows` (as `ROWS`, in any order), in their order: their `_row`, then for each feature its value,
     its status, and where the job says so its as-of. `events` are as `Reading.batches` gives them."""
     at = rows[AT].to_numpy()
-    asked = rows[ENTITY].combine_chunks()
-    columns = {name: events[name].combine_chunks() for name in events.column_names}
+    asked = pc.divide(_whole(rows[ENTITY]), job.buckets)
+    columns = {name: _whole(events[name]) for name in events.column_names}
+    # Within a bucket numbers are dense again: the smaller they are, the further instants fit beside them into 64 bits.
+    entity = pc.divide(columns[ENTITY], job.buckets)
     time = columns[lot.source.event_time].cast(pa.timestamp("us", "UTC")).view(pa.int64()).to_numpy()
-    batch = EventBatch(columns[ENTITY], time, _seq(events), columns)
+    batch = EventBatch(entity, time, _seq(events), columns)
     answers: dict[str, pa.Array] = {ROW: rows[ROW]}
     for view in lot.views:
         visible = events[view.id].to_numpy() if job.as_served else None
         for column in evaluate_history(view, batch, asked, at, visible):
-            answers |= _answer(f"{view.name}.{column.name}", column, job.as_of)
+            answers |= answer_columns(f"{view.name}.{column.name}", column, as_of=job.as_of)
     return pa.table(answers)
 
 
 def _seq(events: pa.Table) -> np.ndarray:
     seq: np.ndarray = (events[PARTITION].to_numpy().astype(np.int64) << SEQ_BITS) | events[OFFSET].to_numpy()
     return seq
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """More rows at a time: what is done once for each of the entities is done less often."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(part.num_rows for part in held) >= NUMBERED_ROWS:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def value_name(feature: str) -> str:
@@ -177,6 +203,7 @@ def as_of_name(feature: str) -> str:
     return f"{feature}/as_of"
 
 
-def _answer(name: str, column: FeatureColumn, as_of: bool) -> dict[str, pa.Array]:
+def answer_columns(name: str, column: FeatureColumn, *, as_of: bool) -> dict[str, pa.Array]:
+    """What is kept of a feature until rows are put together."""
     told = {value_name(name): column.to_arrow(), status_name(name): pa.array(column.status)}
     return told | ({as_of_name(name): pa.array(column.as_of)} if as_of else {})

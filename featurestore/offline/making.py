@@ -296,7 +296,7 @@ class _Work:
 
     def _rows(self, lot: Lot) -> tuple[pa.Array, pa.Table]:
         """The spine's distinct entities of the lot, and its rows as the lot is asked about them."""
-        keys = self._spine.canonical(lot.keys)
+        keys = lot.named(self._spine.keys)
         entities = pc.unique(keys).drop_null()
         numbers = pc.index_in(keys, value_set=entities).cast(pa.int64())
         return entities, pa.table({ROW: np.arange(len(self._spine)), ENTITY: numbers, AT: self._spine.at})

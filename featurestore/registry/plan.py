@@ -13,6 +13,7 @@ from featurestore.definitions.compile import Definitions
 from featurestore.definitions.compiled import CompiledService, CompiledView
 from featurestore.definitions.fingerprint import differences
 from featurestore.definitions.model import FeatureService, FeatureView, Source
+from featurestore.definitions.notebook import html_table
 from featurestore.definitions.services import service_differences
 from featurestore.errors import BreakingChange, RegistryConflict, UsageError
 from featurestore.registry.catalog import DEFAULT_ALIAS, EMPTY, Catalog
@@ -49,6 +50,11 @@ class Plan:
     @property
     def breaking(self) -> tuple[Step, ...]:
         return tuple(step for step in self.steps if step.breaking)
+
+    def _repr_html_(self) -> str:
+        rows = [(s.kind, s.name, s.detail, "refused" if s.breaking else "", s.hint) for s in self.steps]
+        title = f"plan over revision {self.base.revision}" if rows else "nothing would change"
+        return html_table(title, ("kind", "name", "what", "", "hint"), rows)
 
     def require_safe(self) -> None:
         """Raises BreakingChange with every change that is refused."""

@@ -1,15 +1,21 @@
 """Training sets beside the best plain formulations: `python -m tests.bench.export [--rows 1000000]`.
 
-A year of real departures and a spine drawn from it, Parquet to Parquet, in one run. Latest values stand beside DuckDB's
-ASOF JOIN; windows of 1h, 24h and 7d beside NumPy's sort, prefix sums and `maximum.reduceat`. Answers are compared
-cell by cell before a figure is printed.
+A year of real departures and a spine drawn from it, Parquet to Parquet, in one run; with `--events` that many made
+events of 100,000 entities in their place, of which the k-th is drawn by the power `--skew` of an even draw. Latest
+values stand beside DuckDB's ASOF JOIN; windows of 1h, 24h and 7d beside NumPy's sort, prefix sums and
+`maximum.reduceat`. Answers are compared cell by cell before a figure is printed. `--peers none` measures ours alone,
+where the others do not fit into memory. Peak memory is of all processes of an export, shared pages counted once.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from time import perf_counter
 
 import duckdb
@@ -18,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore import Entity, FeatureService, Source, agg, col, feature_view
-from featurestore.cli.demo.flights import events, load_flights
+from featurestore.cli.demo.flights import events as flights_of
+from featurestore.cli.demo.flights import load_flights
 from featurestore.clock import DAY, HOUR, SystemClock
 from featurestore.contracts.contract import load_contract
 from featurestore.definitions.compile import check
@@ -59,26 +66,44 @@ class Windows:
     max_7d = agg.max(col("distance"), window="7d")
 
 
+ENTITIES = 100_000
+APPENDED = 1_000_000
+"""Events of one file, in time order."""
+
+
 class Bench:
-    def __init__(self, directory: Path, rows: int) -> None:
+    def __init__(self, directory: Path, rows: int, events: int = 0, skew: float = 2.0) -> None:
         self.directory = directory
         self.lake = Lake(str(directory / "lake"))
         now = SystemClock().now()
         contracts = {"flights.departures/v1": load_contract(SCHEMAS, "flights.departures/v1")}
-        flights = events(contracts["flights.departures/v1"], load_flights())
-        ordered = in_time_order(system_columns(flights, 0, np.arange(flights.num_rows), "departed_at", now))
-        self.lake.append(events_table("departures"), ordered, {"departures/0": flights.num_rows - 1})
-        self.events = directory / "events.parquet"
-        pq.write_table(ordered.select(["carrier", "distance", "event_time", "_offset"]), self.events)
-        self.spine = directory / "spine.parquet"
-        pq.write_table(_spine(ordered, rows), self.spine)
+        self.events, self.spine = directory / "events.parquet", directory / "spine.parquet"
+        flights = flights_of(contracts["flights.departures/v1"], load_flights())
+        self._fill(_made(flights, events, skew) if events else iter([flights]), now)
+        pq.write_table(_spine(self.events, rows), self.spine)
         services = [FeatureService("latest", views=[Latest]), FeatureService("windows", views=[Windows])]
         registry = Registry(str(directory / "lake"))
         self.catalog: Catalog = apply(registry, check([Latest, Windows], services, contracts), now=now)
 
+    def _fill(self, pieces: Iterator[pa.Table], now: int) -> None:
+        first = 0
+        columns = ["carrier", "distance", "event_time", "_offset"]
+        schema = pa.schema([("carrier", pa.string()), ("distance", pa.float64()),
+                            ("event_time", pa.timestamp("us", "UTC")), ("_offset", pa.int64())])  # fmt: skip
+        with pq.ParquetWriter(self.events, schema) as writer:
+            for piece in pieces:
+                offsets = np.arange(first, first + piece.num_rows)
+                ordered = in_time_order(system_columns(piece, 0, offsets, "departed_at", now))
+                first += piece.num_rows
+                self.lake.append(events_table("departures"), ordered, {"departures/0": first - 1})
+                writer.write_table(ordered.select(columns).cast(schema))
+        self.count = first
+
     def ours(self, service: str) -> pa.Table:
         out = self.directory / service
-        export(service, self.spine, out, lake=self.lake, catalog=self.catalog, now=0)
+        with peak_memory() as peak:
+            export(service, self.spine, out, lake=self.lake, catalog=self.catalog, now=0)
+        self.peak = max(peak)
         return pq.read_table(sorted(out.glob("*.parquet")))
 
     def asof_join(self) -> pa.Table:
@@ -118,8 +143,61 @@ class Bench:
         return result
 
 
-def _spine(events: pa.Table, rows: int) -> pa.Table:
+def _made(like: pa.Table, count: int, skew: float) -> Iterator[pa.Table]:
+    """A year of events in time order, with the columns of real ones."""
+    random = np.random.default_rng(3)
+    start = int(np.datetime64("2013-01-01", "us").astype(np.int64))
+    names = pa.array([f"c{n}" for n in range(ENTITIES)], pa.string())
+    for first in range(0, count, APPENDED):
+        size = min(APPENDED, count - first)
+        begin, end = (start + 365 * DAY * edge // count for edge in (first, first + size))
+        row = like.slice(0, 1)
+        columns = {name: pa.concat_arrays([row[name].chunk(0)] * 1).take(pa.array(np.zeros(size, np.int64)))
+                   for name in like.column_names}  # fmt: skip
+        columns["carrier"] = names.take(pa.array((ENTITIES * random.random(size) ** skew).astype(np.int64)))
+        columns["departed_at"] = pa.array(np.sort(random.integers(begin, end, size))).cast(pa.timestamp("us", "UTC"))
+        columns["distance"] = pa.array(np.round(random.random(size) * 1_000, 2)).cast(
+            like.schema.field("distance").type
+        )
+        yield pa.table(columns)
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Bytes that this process and those it started hold, as often as can be looked."""
+    seen, done = [0], Event()
+
+    def look() -> None:
+        while not done.wait(0.1):
+            seen.append(sum(map(_proportional, [os.getpid(), *_children()])))
+
+    watching = Thread(target=look, daemon=True)
+    watching.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watching.join()
+
+
+def _children() -> list[int]:
+    try:
+        return [int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _proportional(pid: int) -> int:
+    try:
+        [line] = [x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss_Anon:")]
+    except (OSError, ValueError):
+        return 0
+    return int(line.split()[1]) << 10
+
+
+def _spine(file: Path, rows: int) -> pa.Table:
     random = np.random.default_rng(7)
+    events = pq.read_table(file, columns=["carrier", "event_time"])
     times = events["event_time"].cast(pa.int64()).to_numpy()
     at = random.integers(times.min(), times.max(), rows)
     carriers = events["carrier"].take(pa.array(random.integers(0, events.num_rows, rows)))
@@ -156,19 +234,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--events", type=int, default=0)
+    parser.add_argument("--skew", type=float, default=2.0)
+    parser.add_argument("--peers", choices=("all", "none"), default="all")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(Path(name), args.rows)
-        (latest, ours), (asof, joined) = _timed(args.runs, lambda: bench.ours("latest"), bench.asof_join)
-        _check(ours, joined)
-        (windows, ours), (prefix, plain) = _timed(args.runs, lambda: bench.ours("windows"), bench.prefix_sums)
-        _check(ours, plain)
-    print(f"export: 336,776 flights x {args.rows:,} rows, Parquet to Parquet, median of {args.runs}, answers equal")
-    for what, peer, mine, theirs in (
-        ("latest value", "DuckDB ASOF JOIN", latest, asof),
-        ("12 windows", "NumPy prefix sums", windows, prefix),
-    ):
-        print(f"  {what:14} ours {mine:6.2f} s   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}")
+        bench = Bench(Path(name), args.rows, args.events, args.skew)
+        print(f"export: {bench.count:,} events x {args.rows:,} rows, Parquet to Parquet, median of {args.runs}")
+        for what, service, peer, plain in (
+            ("latest value", "latest", "DuckDB ASOF JOIN", bench.asof_join),
+            ("12 windows", "windows", "NumPy prefix sums", bench.prefix_sums),
+        ):
+            peers = [plain] if args.peers == "all" else []
+            (mine, ours), *others = _timed(args.runs, partial(bench.ours, service), *peers)
+            line = f"  {what:14} ours {mine:6.2f} s, peak {bench.peak / 2**20:6,.0f} MiB"
+            for theirs, answer in others:
+                _check(ours, answer)
+                line += f"   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}, answers equal"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
