@@ -71,7 +71,7 @@ def examine() -> Iterator[Line]:
     yield from _lines("redis", lambda: _redis(settings))
     yield from _lines("kafka", lambda: _kafka(settings, catalog))
     yield from _lines("worker", lambda: _worker(settings, catalog))
-    yield from _lines("history", lambda: history_findings(settings, catalog))
+    yield from _lines("history", lambda: _history(settings, catalog))
     yield from _lines("access", lambda: access_findings(settings, SystemClock().now()))
     yield from _lines("api", lambda: _api(settings))
 
@@ -249,6 +249,10 @@ def _worker(settings: Settings, catalog: Catalog) -> list[Finding]:
     if age > _BEAT_SECONDS:
         return [Finding("", Level.ADVICE, "none runs: there is no recent sign of life", "start: featurestore worker")]
     return [_ok(f"last sign of life {age:.1f} s ago")]
+
+
+def _history(settings: Settings, catalog: Catalog) -> list[Finding]:
+    return [_embedded("FS_REDIS")] if settings.redis == EMBEDDED else history_findings(settings, catalog)
 
 
 def _rebuild(view: str, mark: Rebuild, now: int) -> Finding:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from featurestore.clock import SystemClock
-from featurestore.config import EMBEDDED, Settings
+from featurestore.config import Settings
 from featurestore.errors import StoreRefused, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.offline.lake import Lake
@@ -18,8 +18,6 @@ _REDIS_SECONDS = 3.0
 
 
 def history_findings(settings: Settings, catalog: Catalog) -> list[Finding]:
-    if settings.redis == EMBEDDED:
-        return []  # said once already
     try:
         lacking = asyncio.run(_incomplete(settings, catalog))
     except (Unavailable, StoreRefused):
