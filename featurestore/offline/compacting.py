@@ -18,12 +18,14 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from featurestore.clock import Clock
 from featurestore.engine.columns import LOADED
-from featurestore.errors import Corrupt, UsageError
+from featurestore.errors import Corrupt, Unavailable, UsageError
 from featurestore.offline.files import EVENT_TIME, MONTH, OFFSET, PARTITION, READ
 from featurestore.offline.lake import Lake, Snapshot
 
 TARGET_ROWS = 1_000_000
 """Of a merged file."""
+_ATTEMPTS = 50
+"""Each fails only because another writer's commit succeeded."""
 MIN_RETENTION_HOURS = 24
 """A load may be writing files for hours before they are part of the table."""
 
@@ -139,7 +141,7 @@ class Compactor:
             )
             for path in batch.paths
         ]
-        while True:
+        for _ in range(_ATTEMPTS):
             current = self._lake.snapshot(table)
             there = set(current.files["path"].to_pylist()) if current is not None else set()
             raised = {COMPACTIONS: mark.get(COMPACTIONS, 0) + 1}
@@ -154,6 +156,7 @@ class Compactor:
             now = self._lake.snapshot(table)
             if now is not None and {a.path for a in actions} <= set(now.files["path"].to_pylist()):
                 return True
+        raise Unavailable("lake", f"compact {table}: other writers won {_ATTEMPTS} times in a row")
 
     def _written(self, table: str, snapshot: Snapshot, batch: _Batch) -> list[AddAction]:
         with _sound(self._lake):

@@ -13,7 +13,7 @@ import msgspec
 
 from featurestore.definitions.compiled import CompiledSource
 from featurestore.engine.columns import SEQ_BITS
-from featurestore.errors import Corrupt, UsageError
+from featurestore.errors import Corrupt, Unavailable, UsageError
 from featurestore.offline.documents import Documents
 from featurestore.offline.drafts import Draft
 from featurestore.offline.events import events_table
@@ -23,6 +23,8 @@ COUNT, NEWEST = "loads:count", "loads:newest"
 """Marks of a table of events: how many files are in it, and the latest event time of all (µs, 0 at least)."""
 
 _READ_AT_ONCE = 16
+_ATTEMPTS = 50
+"""Each fails only because another writer's commit succeeded."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -92,13 +94,14 @@ class Loads:
     def commit(self, number: int, load: Load, draft: Draft, newest: int) -> bool:
         """Makes the draft part of the table. False where another process has loaded the same file meanwhile."""
         app = _app(load.digest)
-        while True:
+        for _ in range(_ATTEMPTS):
             seen = self._lake.recorded(self._table, [app, COUNT, NEWEST])
             if app in seen:
                 return False
             latest = max(newest, seen.get(NEWEST, 0))
             if draft.commit(app, seen, {app: number, COUNT: seen.get(COUNT, 0) + 1, NEWEST: latest}):
                 return True
+        raise Unavailable("lake", f"commit to {self._table}: other writers won {_ATTEMPTS} times in a row")
 
     def _catch_up(self) -> None:
         last = max((int(name.removesuffix(".json")) for name in self._documents.names() if _is_number(name)), default=0)
