@@ -160,12 +160,22 @@ def _column_status(status: np.ndarray) -> Any:
     return _TEXTS[status[0]] if same else _TEXTS[status].tolist()
 
 
+class _Described(msgspec.Struct, gc=False):
+    value: Any
+    status: str
+    as_of: str | None
+    age_seconds: float | None
+
+
 def _full(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
     block, part = answer.block, slice(answer.start, answer.stop)
-    features = [
-        _described(values[part], status[part], as_of[part], at[part])
-        for values, status, as_of, at in zip(block.columns, block.status, block.as_of, block.at, strict=True)
-    ]
+    ages: dict[tuple[int, int], tuple[list[str | None], list[float | None]]] = {}
+    features = []
+    for values, status, as_of, at in zip(block.columns, block.status, block.as_of, block.at, strict=True):
+        age = ages.get((id(as_of), id(at)))  # most features of a view stand on the same events
+        if age is None:
+            age = ages[id(as_of), id(at)] = _ages(as_of[part], at[part])
+        features.append(list(map(_Described, values[part], _TEXTS[status[part]].tolist(), *age)))
     names, keys = plan.service.feature_names, plan.entities.names
     rows = [
         {"entity": dict(zip(keys, key, strict=True)), "features": dict(zip(names, row, strict=True))}
@@ -174,15 +184,14 @@ def _full(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) 
     return b',"rows":', _encode(rows)
 
 
-def _described(values: list[Any], status: np.ndarray, as_of: np.ndarray, at: np.ndarray) -> list[dict[str, Any]]:
-    texts = _TEXTS[status].tolist()
-    seen, ages = as_of.tolist(), ((at - as_of) / SECOND).tolist()
-    return [
-        {"value": value, "status": text, "as_of": format_instant(when), "age_seconds": age}
-        if when != NEVER
-        else {"value": value, "status": text, "as_of": None, "age_seconds": None}
-        for value, text, when, age in zip(values, texts, seen, ages, strict=True)
-    ]
+def _ages(as_of: np.ndarray, at: np.ndarray) -> tuple[list[str | None], list[float | None]]:
+    """Event times as text, and ages in seconds; None where there is no event."""
+    written = np.datetime_as_string(as_of.astype("M8[us]")).tolist()
+    texts: list[str | None] = [f"{text.removesuffix('.000000')}Z" for text in written]
+    ages: list[float | None] = ((at - as_of) / SECOND).tolist()
+    for row in np.flatnonzero(as_of == NEVER).tolist():
+        texts[row] = ages[row] = None
+    return texts, ages
 
 
 SHAPES: dict[str, Callable[[LookupPlan, Answer, Sequence[list[KeyValue]]], tuple[bytes, bytes]]] = {

@@ -7,7 +7,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.serving.answers import SHAPES, Answer, Block
+from featurestore.clock import MAX_INSTANT, MIN_INSTANT, SECOND, format_instant
+from featurestore.engine.columns import NEVER
+from featurestore.serving.answers import SHAPES, Answer, Block, _ages
 from featurestore.serving.plan import LookupPlan
 from featurestore.types import STATUSES
 
@@ -38,6 +40,14 @@ def test_a_lean_row_has_its_values_and_one_status_or_one_for_each(block: Block, 
 
     expected = [_row(block, row) for row in range(start, stop)]
     assert {"rows": expected} == json.loads(b"{" + member.removeprefix(b",") + body + b"}")
+
+
+@given(st.lists(st.integers(MIN_INSTANT, MAX_INSTANT), min_size=1, max_size=5))
+def test_event_times_are_written_as_instants_are_everywhere(instants: list[int]) -> None:
+    texts, ages = _ages(np.array(instants), np.array(instants) + SECOND)
+
+    assert [None if when == NEVER else format_instant(when) for when in instants] == texts
+    assert [None if when == NEVER else 1.0 for when in instants] == ages
 
 
 def _row(block: Block, row: int) -> dict[str, Any]:
