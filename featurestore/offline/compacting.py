@@ -104,7 +104,9 @@ class Compactor:
     def _batches(self, snapshot: Snapshot) -> Iterator[_Batch]:
         """Files of one month and kind, those of neighbouring times together."""
         names = snapshot.files.column_names
-        if "min.event_time" not in names or OFFSET not in snapshot.schema.names:
+        # The record of visible times has no event time: it is kept in the order of the log.
+        first = next((name for name in ("min.event_time", f"min.{OFFSET}") if name in names), None)
+        if first is None or OFFSET not in snapshot.schema.names:
             return
         rows = snapshot.files.select([n for n in names if n in _READ]).to_pylist()
         small = [file for file in rows if (file["num_records"] or 0) < self._small]
@@ -115,7 +117,7 @@ class Compactor:
             kind = (file.get("max._partition") == LOADED, columns[file["path"]])
             groups.setdefault((file.get(f"partition.{MONTH}"), *kind), []).append(file)
         for (month, *_), files in groups.items():
-            files.sort(key=lambda file: (file["min.event_time"], file["path"]))
+            files.sort(key=lambda file: (file[first], file["path"]))
             for some in _packed(files, self._at_once):
                 if len(some) > 1:
                     yield _Batch(month, tuple(f["path"] for f in some), sum(f["num_records"] for f in some))
@@ -169,7 +171,8 @@ class Compactor:
             raise Corrupt(
                 f"{table}: {batch.rows} rows are in the log of {len(batch.paths)} files, {rows.num_rows} in them"
             )
-        order = [rows[OFFSET], rows[PARTITION], rows[EVENT_TIME].cast(pa.int64())]
+        order = [rows[OFFSET], rows[PARTITION]]
+        order += [rows[EVENT_TIME].cast(pa.int64())] if EVENT_TIME in rows.column_names else []
         rows = rows.take(pa.array(np.lexsort([column.to_numpy() for column in order])))
         if batch.month is not None:
             rows = rows.append_column(MONTH, pa.repeat(pa.scalar(batch.month, pa.string()), rows.num_rows))
@@ -187,7 +190,7 @@ class Compactor:
         return actions
 
 
-_READ = ("path", "num_records", "min.event_time", f"max.{PARTITION}", f"partition.{MONTH}")
+_READ = ("path", "num_records", "min.event_time", f"min.{OFFSET}", f"max.{PARTITION}", f"partition.{MONTH}")
 
 
 def _packed(files: Sequence[dict[str, Any]], limit: int) -> Iterator[list[dict[str, Any]]]:

@@ -19,6 +19,7 @@ from featurestore.offline.compacting import COMPACTIONS, Compacted, Compactor
 from featurestore.offline.events import events_table, in_time_order, read_events, system_columns
 from featurestore.offline.lake import Lake, app_id
 from featurestore.offline.loads import loaded
+from streams.visibility import Seen, seen_rows
 from tests.unit.offline import flights
 from tests.unit.offline.tables import EVOLVED, START, source
 from tests.unit.offline.test_loading import history, load, written
@@ -259,3 +260,24 @@ def test_a_dry_run_changes_nothing(lake: Lake) -> None:
     done = Compactor(lake, SystemClock(), lambda _: None).run(TABLE, retention_hours=24, dry=True)
 
     assert (30, 300, version) == (done.merged, done.rows, lake.version(TABLE))
+
+
+def test_the_record_of_visible_times_is_merged_in_the_order_of_the_log(lake: Lake) -> None:
+    """A worker appends to it every interval, and every as_served export reads all of it."""
+    table = "visible/airport_delay@1"
+    flushes = [
+        seen_rows([Seen(p, n, 2, ((0, 10 * n - 1, 10 * n + 9),), START + n * MINUTE + p) for p in range(2)])
+        for n in range(20)
+    ]
+    for n, rows in enumerate(flushes):
+        lake.append(table, rows, {app_id("airport_delay@1", p): n for p in range(2)})
+    before = lake.snapshot(table)
+    assert before is not None
+    done = Compactor(lake, SystemClock(), lambda _: None).merge(table)
+    after = lake.snapshot(table)
+    assert after is not None
+
+    assert (done.files_before, done.files_after, done.rows) == (20, 1, 40)
+    then, now = (pl.read_delta(f"{lake.url}/{table}", version=v.version) for v in (before, after))
+    assert now.equals(then.sort("_partition", "_offset"))
+    assert not lake.append(table, flushes[-1], {app_id("airport_delay@1", p): 19 for p in range(2)})
