@@ -13,7 +13,6 @@ from featurestore.registry.catalog import Catalog
 from streams.folding import Count
 from tests.e2e.streaming import (
     MORE_DEFINITIONS,
-    ORACLE,
     TOPIC,
     VIEWS,
     Project,
@@ -156,9 +155,10 @@ async def test_new_views_and_lanes_are_folded_from_the_beginning_without_a_resta
     worker = project.worker()
     await until_done(store, records[:1000], VIEWS)
     catalog = project.publish(MORE_DEFINITIONS)
-    await until_done(store, records[:1000], ORACLE)
+    views = [view.id for view in catalog.views.values()]
+    await until_done(store, records[:1000], views)
     await send(project.bootstrap, records[1000:])
-    await until_done(store, records, ORACLE)
+    await until_done(store, records, views)
 
     await assert_everything(project, store, catalog, records)
     assert worker.terminate() == 0
