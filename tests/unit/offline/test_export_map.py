@@ -151,6 +151,22 @@ def test_a_killed_export_goes_on_and_ends_with_the_same_bytes(lake: Lake, tmp_pa
     assert not list(tmp_path.glob(".killed-*"))
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_what_is_there_is_gone_on_with(lake: Lake, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GO, lake.url]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    # Answers of a bucket fit, the events of a piece do not.
+    full = [sys.executable, "-c", f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000,) * 2){GO}"]
+    failed = subprocess.run([*full, lake.url, str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert f"cannot write {tmp_path / 'out'}" in failed.stderr
+    assert "goes on from what it has" in failed.stderr
+    assert not (tmp_path / "out").exists()
+    subprocess.run([*command, str(tmp_path / "out")], check=True, stdout=subprocess.DEVNULL)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lake", "out", "whole"]
+
+
 def one_event() -> pa.Table:
     return pa.table(
         {
