@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -24,10 +24,8 @@ from featurestore.errors import Unavailable
 from featurestore.telemetry import get_logger
 from streams.lane import Lane, end
 from streams.listening import Listener
+from streams.stage import Record, Stage
 from streams.stopping import PartitionStopped, StopReason
-
-Record: TypeAlias = Any
-"""Of aiokafka, see `records`; not typed."""
 
 SESSION_MS = 6_000
 """Until a group misses a silent member: the least that brokers allow by default."""
@@ -41,30 +39,6 @@ _NOWHERE = TopicPartition("", -1)
 _NEVER_MS = 24 * 3600 * 1000
 
 _log = get_logger(__name__)
-
-
-class Stage(Protocol):
-    """What is done with the records of a topic's partitions."""
-
-    async def open(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
-        """Prepares partitions, also ones that are open already; returns the next offset wanted (None: the first there
-        is; 0: the first there was, since what was made of it is lost).
-
-        Raises Unavailable where a part that is needed does not answer; it is then called again.
-        """
-        ...
-
-    async def process(self, partition: TopicPartition, records: Sequence[Record], start: int) -> None:
-        """Takes records, read from `start` on without a jump. Raises PartitionStopped to leave them unread."""
-        ...
-
-    async def close(self, partitions: Collection[TopicPartition]) -> None:
-        """Forgets partitions that now belong to someone else, or that failed and are opened again."""
-        ...
-
-    def durable(self, partition: TopicPartition) -> int | None:
-        """The offset below which no record is needed again; None where that is not known."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

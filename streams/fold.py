@@ -17,11 +17,11 @@ from featurestore.errors import Corrupt
 from featurestore.offline.lake import app_id
 from featurestore.offline.materialised import features_table
 from featurestore.telemetry import get_logger
-from streams.consumer import Record
 from streams.deadletters import Letter
 from streams.folding import NOTHING, Delivery, Piece, ViewFold
 from streams.materialising import FeatureRows
 from streams.shuffle import APPENDED, Shuffled, decode
+from streams.stage import Record
 from streams.stopping import PartitionStopped, StopReason
 from streams.viewlane import Refuse, ViewLane
 from streams.wiring import NO_WORK, LanePlan, Parts, Work
@@ -75,7 +75,7 @@ def offset_wanted(views: Sequence[ViewLane], resume: int | None) -> int | None:
 
 
 class FoldStage:
-    """Implements `consumer.Stage` for shuffle topics."""
+    """Implements `stage.Stage` for shuffle topics."""
 
     def __init__(self, parts: Parts, rows: FeatureRows) -> None:
         self._parts, self._rows = parts, rows

@@ -19,7 +19,6 @@ from featurestore.engine.placement import partitions_of
 from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.online.fences import IntakeMark
 from streams.appending import Appender
-from streams.consumer import Record
 from streams.deadletters import Letter
 from streams.fold import hole_in, offset_wanted, open_views
 from streams.folding import NOTHING, Delivery, Piece
@@ -28,6 +27,7 @@ from streams.producing import Outgoing
 from streams.reading import Batch, read
 from streams.rejects import RejectWatch
 from streams.shuffle import APPENDED, PARTITION, Origin, encode
+from streams.stage import Record
 from streams.stopping import PartitionStopped, StopReason
 from streams.viewlane import Refuse, ViewLane
 from streams.wiring import NO_WORK, LanePlan, Parts, Work
@@ -77,7 +77,7 @@ class Arrived:
 
 
 class IntakeStage:
-    """Implements `consumer.Stage` for source topics."""
+    """Implements `stage.Stage` for source topics."""
 
     def __init__(self, parts: Parts, rows: FeatureRows) -> None:
         self._parts, self._rows = parts, rows
