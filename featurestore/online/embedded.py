@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -33,18 +34,17 @@ def start_attached(argv: Sequence[str], **popen: Any) -> subprocess.Popen[bytes]
     thread that lives as long as the process is wanted: Linux ties the child to the thread that started it.
     """
     popen.setdefault("stdin", subprocess.DEVNULL)
-    bind = _die_with(os.getpid())
+    bind = partial(end_with, os.getpid())
     return subprocess.Popen(argv, start_new_session=True, preexec_fn=bind, **popen)  # noqa: PLW1509 — takes no lock
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    def prepare() -> None:
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before the line above could take effect
-                os._exit(1)
-
-    return prepare
+def end_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Has this process get signal `number` when its `parent`, the process that started it, dies in whatever way (on
+    Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it died before the line above could take effect
+            os._exit(1)
 
 
 def find_redis_server() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -18,6 +19,7 @@ from featurestore import telemetry
 from featurestore.clock import SystemClock
 from featurestore.config import Settings
 from featurestore.errors import ConfigError
+from featurestore.online.embedded import end_with
 from featurestore.serving.access import access_to, is_local
 from featurestore.serving.app import create_app
 from featurestore.serving.protocol import BoundedProtocol
@@ -49,7 +51,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     listener = _listen(host, port)
     _allow_files(settings.connections)
     config = Config(
-        partial(create_app, settings),
+        partial(_worker_app, os.getpid(), settings) if workers > 1 else partial(create_app, settings),
         factory=True,
         host=host,
         port=listener.getsockname()[1],
@@ -76,6 +78,12 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
         else:
             _end_in_order()
             Server(config).run(sockets=[listener])
+
+
+def _worker_app(parent: int, settings: Settings) -> Any:
+    """For one of several processes: it ends in order also where the one that started it is killed."""
+    end_with(parent, signal.SIGTERM)
+    return create_app(settings)
 
 
 def _allow_files(connections: int) -> None:

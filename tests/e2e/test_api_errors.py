@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,23 @@ def test_the_server_ends_in_order_when_asked(redis_url: str, tmp_path: Path, wor
 
         assert process.exit_code(10) == 0
         assert "Traceback" not in process.tail()
+
+
+def test_the_processes_of_a_server_that_was_killed_end_too(redis_url: str, tmp_path: Path) -> None:
+    with ApiProcess(redis_url, tmp_path, workers=2) as process:
+        url = process.url
+        process.kill()
+        deadline = time.monotonic() + 30
+        while reachable(url):
+            assert time.monotonic() < deadline, process.tail()
+            time.sleep(0.1)
+
+
+def reachable(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/healthz", timeout=1)
+    except httpx.ConnectError:
+        return False
+    except httpx.HTTPError:  # of one that ends in the middle of an answer
+        return True
+    return True

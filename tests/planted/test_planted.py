@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.planted.planting import ROOT, apply, bugs, hunt
+from tests.planted.planting import ROOT, SIMULATION, apply, bugs, hunt
 
 
 def test_every_patch_fits_the_code_as_it_is_now() -> None:
@@ -10,6 +10,9 @@ def test_every_patch_fits_the_code_as_it_is_now() -> None:
     for bug in bugs():
         apply(bug, ROOT, pretend=True)
         assert bug.what
+        if bug.catch != SIMULATION:
+            file, _, test = bug.catch.partition("::")
+            assert f"def {test}(" in (ROOT / file).read_text(), bug.catch
 
 
 # Those that the fewest schedules show; `python -m tests.planted` hunts them all.
