@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         5.0, ge=0.05, le=3600, description="Events are appended to the lake at least this often."
     )
     batch_records: int = Field(
-        10_000, ge=1, le=1_000_000, description="Most records that a lane takes from Kafka at a time."
+        40_000, ge=1, le=1_000_000, description="Most records that a lane takes from Kafka at a time."
     )
     state_bytes: ByteSize = Field(
         ByteSize(1 << 30), ge=1 << 20, description="Memory for a worker's state arrays, as 1GiB; the coldest go first."

@@ -8,6 +8,9 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
+MAX_WAITING_BYTES = 16 << 20
+"""Of values that wait in one partition: a batch is large where events are small, and not where they are large."""
+
 
 class Lane:
     """Runs `process(partition, records, start)` for what is offered, until it raises or is drained.
@@ -25,7 +28,7 @@ class Lane:
         room: asyncio.Event,
         limit: int,
     ) -> None:
-        """`limit` records may wait before there is no room for more."""
+        """`limit` records, or `MAX_WAITING_BYTES`, may wait before there is no room for more."""
         self.partition = partition
         self.next = start
         self.fetched = start
@@ -35,6 +38,7 @@ class Lane:
         self._ended = ended
         self._room = room
         self._waiting: list[Any] = []
+        self._held = 0
         self._limit = limit
         self._arrived = asyncio.Event()
         self._closing = False
@@ -42,7 +46,7 @@ class Lane:
 
     @property
     def has_room(self) -> bool:
-        return not self._closing and len(self._waiting) < self._limit
+        return not self._closing and len(self._waiting) < self._limit and self._held < MAX_WAITING_BYTES
 
     def offer(self, records: Sequence[Any]) -> None:
         """Records as fetched; those before `fetched`, which overlapping fetches deliver again, are cut off."""
@@ -50,6 +54,7 @@ class Lane:
         if fresh and not self._closing:
             self.fetched = fresh[-1].offset + 1
             self._waiting.extend(fresh)
+            self._held += sum(len(record.value) for record in fresh if record.value)
             self._arrived.set()
 
     def abandon(self) -> None:
@@ -72,7 +77,7 @@ class Lane:
                     return
                 self._arrived.clear()
                 await self._arrived.wait()
-            records, self._waiting = self._waiting, []
+            records, self._waiting, self._held = self._waiting, [], 0
             self._room.set()
             try:
                 await self._process(self.partition, records, self.next)
