@@ -48,6 +48,8 @@ class Wire:
         Where the server says nothing for too long the connection is given up, with all who wait: answers come in
         order, so theirs would be later still.
         """
+        if not commands:
+            return []
         replies = self._replies
         if replies is None or replies.lost:
             replies = await self._opened()

@@ -1,4 +1,4 @@
-"""Reads of many callers over one connection. What they ask is real; a server that breaks the protocol is made here."""
+"""Commands of many callers over one connection. What they ask is real; a server that breaks the protocol is made."""
 
 import asyncio
 import random
@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from redis.exceptions import ResponseError, TimeoutError
 
 from featurestore.errors import Unavailable
+from featurestore.online.connection import open_client, parse_endpoint
 from featurestore.online.store import OnlineStore
+from featurestore.online.wire import Wire
 from tests.parts.proxy import Proxy
 from tests.parts.redis import RedisServer
 from tests.unit.online.values import packed
@@ -92,6 +95,58 @@ async def test_a_reply_that_is_cut_in_two_by_the_network_is_one_reply(server: Re
     async with OnlineStore.connect(server.url) as store:
         answers = await asyncio.gather(*(store.read(VIEW, keys) for _ in range(8)))
     assert [[value(key) for key in keys]] * 8 == answers
+
+
+@asynccontextmanager
+async def wire(server: RedisServer, timeout_seconds: float = 5.0) -> AsyncIterator[Wire]:
+    client = open_client(parse_endpoint(server.url), timeout_seconds=timeout_seconds)
+    opened = Wire(client, timeout_seconds)
+    yield opened
+    await opened.close()
+    await client.aclose()
+
+
+async def test_replies_of_one_go_are_in_order_and_an_error_stands_in_its_place(server: RedisServer) -> None:
+    async with wire(server) as ours:
+        found = await ours.exchange([("SET", "k", b"v"), ("HGET", "k", "field"), ("STRLEN", b"k"), ("GET", "none")])
+        assert [b"OK", 1, None] == [found[0], *found[2:]]
+        assert isinstance(found[1], ResponseError)
+        assert [] == await ours.exchange([])
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await ours.ask("HGET", "k", "field")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await ours.at_once([("HGET", "k", "field")])
+        assert [b"v", 1] == await ours.at_once([("GET", "k"), ("STRLEN", "k")])
+
+
+async def test_whoever_leaves_takes_no_reply_of_others_along(server: RedisServer) -> None:
+    dice = random.Random(11)
+    async with wire(server) as ours:
+        await ours.exchange([("SET", f"k{i}", str(i)) for i in range(50)])
+
+        async def asker() -> int:
+            left = 0
+            for _ in range(60):
+                wanted = dice.choices(range(50), k=dice.randrange(1, 8))
+                asking = asyncio.ensure_future(ours.exchange([("GET", f"k{i}") for i in wanted]))
+                if dice.random() < 0.3:
+                    for _ in range(dice.randrange(5)):
+                        await asyncio.sleep(0)
+                    left += asking.cancel()
+                    continue
+                assert [b"%d" % i for i in wanted] == await asking
+            return left
+
+        assert sum(await asyncio.gather(*(asker() for _ in range(12)))) > 100
+
+
+async def test_a_server_that_is_slow_is_waited_for_and_one_that_says_nothing_is_given_up(server: RedisServer) -> None:
+    async with wire(server, timeout_seconds=0.4) as ours:
+        slowly = [("BLPOP", "nothing", "0.15")] * 6
+        assert [None] * 6 == await ours.exchange(slowly)
+        waiting = [asyncio.ensure_future(ours.exchange([words])) for words in (("BLPOP", "nothing", 3), ("PING",))]
+        assert [TimeoutError] * 2 == [type(e) for e in await asyncio.gather(*waiting, return_exceptions=True)]
+        assert b"PONG" == await ours.ask("PING")
 
 
 @asynccontextmanager
