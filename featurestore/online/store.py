@@ -273,11 +273,6 @@ class OnlineStore:
         [found] = await self._answer(evaluate(self._wire, SWAP_FIELD, [call]))
         return new if found is None else None
 
-    async def server_id(self) -> str:
-        """Changes whenever the server process is another one: after a restart or a failover."""
-        info = await self._answer(self._client.info("server"))
-        return str(info["run_id"])
-
     async def check(self) -> list[Finding]:
         """What is right and wrong with the server; raises nothing where it cannot be reached."""
         try:

@@ -90,7 +90,6 @@ class SimulatedRedis:
     def _info(self) -> dict[str, Any]:
         return {
             "redis_version": "7.0.0",
-            "run_id": f"run-{self.world.counts['losses']}",
             "maxmemory": 0,
             "maxmemory_policy": "noeviction",
             "used_memory": 1,
