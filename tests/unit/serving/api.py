@@ -53,10 +53,19 @@ class Api:
     async def status_becomes(
         self, entities: Mapping[str, list[Any]], status: str | list[str], service: str = "flight_delay"
     ) -> None:
-        """Waits until the first row has this status."""
+        """Waits until the first row has this status; before that until there are definitions."""
+        body = {"service": service, "entities": entities}
         async with asyncio.timeout(START_SECONDS):
-            while (await self.rows(service, entities))[0]["status"] != status:  # noqa: ASYNC110 - polls HTTP
+            while _status(await self.lookup(body)) != status:  # noqa: ASYNC110 - polls HTTP
                 await asyncio.sleep(0.05)
+
+
+def _status(response: httpx.Response) -> Any:
+    """Of the first row; None while there are no definitions."""
+    if response.status_code == 503:
+        return None
+    assert response.status_code == 200, response.text
+    return response.json()["rows"][0]["status"]
 
 
 @asynccontextmanager

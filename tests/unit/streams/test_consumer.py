@@ -101,7 +101,7 @@ async def test_draining_cuts_off_a_batch_that_takes_too_long() -> None:
         await asyncio.sleep(60)
 
     subject, _ = lane(process)
-    subject.offer([SimpleNamespace(offset=10, timestamp=1)])
+    subject.offer([SimpleNamespace(offset=10, timestamp=1, value=b"")])
     await asyncio.sleep(0)
     await asyncio.wait_for(subject.drain(0.05), 1)
 
