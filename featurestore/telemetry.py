@@ -4,7 +4,10 @@ Labels come from definitions (views, services, topics) and fixed vocabularies, n
 number is bounded. Units are seconds, bytes and records.
 """
 
+import getpass
 import logging
+import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +150,15 @@ def package_version() -> str:
 Info("fs_build", "What is running.", registry=REGISTRY).info(
     {"version": package_version(), "python": ".".join(map(str, sys.version_info[:3]))}
 )
+
+
+def this_process() -> str:
+    """Names this process to the people who find its unfinished work."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())  # a container's user may have no name
+    return f"process {os.getpid()} of {user} on {socket.gethostname()}"
 
 
 def exposition() -> bytes:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import getpass
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -41,7 +39,7 @@ from featurestore.offline.replays import Places, Replays
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
 from featurestore.registry.log import Registry
-from featurestore.telemetry import setup_logging
+from featurestore.telemetry import setup_logging, this_process
 from streams.backfilling import RATE, Backfiller
 from streams.letters import Listing, Reading, whole
 from streams.pacing import Pacer, is_embedded
@@ -164,7 +162,7 @@ async def show_letter(settings: Settings, given: argparse.Namespace) -> None:
 async def replay_letters(settings: Settings, given: argparse.Namespace) -> None:
     source = _source(Registry(settings.lake).head(), given.source)
     replays = Replays(Lake(settings.lake), source.topic)
-    replayer = Replayer(settings.kafka, source.topic, replays, SystemClock(), by=_whoever(), tell=_now_and_then())
+    replayer = Replayer(settings.kafka, source.topic, replays, SystemClock(), by=this_process(), tell=_now_and_then())
     chosen = Selection(given.reason, given.partition, given.offset)
     summary = await replayer.run(chosen, take_over=given.take_over, dry=given.dry_run)
     _write({**_told(source), "dry_run": given.dry_run, **msgspec.to_builtins(summary)})
@@ -193,7 +191,7 @@ async def _regenerate(settings: Settings, kind: type[_Kind], run: Callable[[_Kin
             lake=Lake(settings.lake),
             catalog=Registry(settings.lake).head(),
             clock=SystemClock(),
-            by=_whoever(),
+            by=this_process(),
             tell=_now_and_then(),
         )
         views = await run(regenerator)
@@ -245,15 +243,6 @@ def _now_and_then() -> Callable[[Mapping[str, Any]], None]:
             _write(document)
 
     return tell
-
-
-def _whoever() -> str:
-    """Names this process to the people who find its unfinished work."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())  # a container's user may have no name
-    return f"process {os.getpid()} of {user} on {socket.gethostname()}"
 
 
 def _roles(catalog: Catalog, project: str) -> dict[str, tuple[str, str]]:

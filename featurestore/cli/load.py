@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,10 +45,11 @@ def load(
     """
     from featurestore.offline.loading import Terms
     from featurestore.registry.log import Registry
+    from featurestore.telemetry import this_process
 
     settings = load_environment()
     catalog = Registry(settings.lake).head()
-    terms = Terms(_instant(before), visible_time, rejects, settings.stop_share, _whoever())
+    terms = Terms(_instant(before), visible_time, rejects, settings.stop_share, this_process())
     started = time.monotonic()
     found = _load_all(settings, catalog, source, files, terms)
     document = _document(source, found, time.monotonic() - started)
@@ -142,12 +140,3 @@ def _draw(out: Console, document: Mapping[str, Any]) -> None:
     if document["rows_per_second"]:
         title += f", {document['rows_per_second']:,} rows/s"
     print_table(out, columns, rows, title=title)
-
-
-def _whoever() -> str:
-    """Names this process to people."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())  # a container's user may have no name
-    return f"process {os.getpid()} of {user} on {socket.gethostname()}"

@@ -15,6 +15,8 @@ from typing import Any
 
 import uvloop
 
+from tests.bench.load import body_of
+
 TICK_SECONDS = 0.001
 SAMPLED = 97
 """Of so many answers the first is kept, to be checked."""
@@ -72,14 +74,10 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
+        body = body_of(self._buffer)
+        if body is None:
             return
-        at = self._buffer.lower().find(b"content-length:", 0, head)
-        length = int(self._buffer[at + 15 : self._buffer.index(b"\r\n", at)])
-        if len(self._buffer) < head + 4 + length:
-            return
-        self._note(self._buffer[9:12].decode(), self._buffer[head + 4 :])
+        self._note(self._buffer[9:12].decode(), body)
         self._buffer = b""
         self._flood.free.append(self)
         self._flood.dispatch()

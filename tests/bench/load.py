@@ -20,6 +20,16 @@ class Tally:
     running: int = 0
 
 
+def body_of(answer: bytes) -> bytes | None:
+    """Of one HTTP answer, as far as it has come; None while a part is still on its way."""
+    head = answer.find(b"\r\n\r\n")
+    if head < 0:
+        return None
+    at = answer.lower().find(b"content-length:", 0, head)
+    length = int(answer[at + 15 : answer.index(b"\r\n", at)])
+    return answer[head + 4 :] if len(answer) >= head + 4 + length else None
+
+
 class _Client(asyncio.Protocol):
     """One connection that asks again as soon as it has the answer."""
 
@@ -41,18 +51,14 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        at = self._buffer.lower().find(b"content-length:", 0, head)
-        length = int(self._buffer[at + 15 : self._buffer.index(b"\r\n", at)])
-        if len(self._buffer) < head + 4 + length:
+        body = body_of(self._buffer)
+        if body is None:
             return
         now = time.perf_counter()
         self._tally.latencies.append(now - self._sent)
         self._tally.failures += not self._buffer.startswith(b"HTTP/1.1 200")
         if len(self._tally.latencies) % 97 == 0:
-            self._tally.samples.append(b"%d %s" % (self._next, self._buffer[head + 4 :]))
+            self._tally.samples.append(b"%d %s" % (self._next, body))
         self._buffer = b""
         if now < self._tally.stop_at:
             self._ask()
