@@ -208,6 +208,23 @@ class Project:
         self.workers.append(worker)
         return worker
 
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """`python -m` with these words, in the project's directory and with its parts."""
+        settings = {"FS_KAFKA": self.bootstrap, "FS_REDIS": self.redis, "FS_LAKE": self.lake}
+        return start_attached(
+            [sys.executable, "-m", *words],
+            env={**os.environ, **settings},
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    async def fs(self, *words: str) -> tuple[int, dict[str, Any], str]:
+        """Exit code, document and talk of a verb."""
+        process = self.start("featurestore.cli", *words, "--output", "json")
+        out, err = await asyncio.to_thread(process.communicate, timeout=120)
+        return process.returncode, json.loads(out or b"{}"), " ".join(err.decode().split())
+
     def stop(self) -> None:
         for worker in self.workers:
             worker.kill()

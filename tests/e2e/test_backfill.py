@@ -1,11 +1,7 @@
 """`load` and `backfill` under live traffic: files join what the topic has, without a gap and counted once."""
 
 import asyncio
-import json
-import os
 import random
-import subprocess
-import sys
 from typing import Any
 
 import msgspec
@@ -19,7 +15,6 @@ from featurestore.engine.columns import LOADED
 from featurestore.engine.packing import GENERATION, headers
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.offline.lake import Lake
-from featurestore.online.embedded import start_attached
 from featurestore.online.fences import Stage
 from featurestore.online.store import OnlineStore
 from featurestore.types import STATUS_CODES
@@ -43,24 +38,6 @@ LIVE, BESIDE = "shop_clicks@1", "shop_buyers@1"
 @pytest.fixture
 def broker(either_broker: str) -> str:
     return either_broker
-
-
-def start(project: Project, *words: str) -> "subprocess.Popen[bytes]":
-    settings = {"FS_KAFKA": project.bootstrap, "FS_REDIS": project.redis, "FS_LAKE": project.lake}
-    return start_attached(
-        [sys.executable, "-m", *words],
-        env={**os.environ, **settings},
-        cwd=project.directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-async def fs(project: Project, *words: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, document and talk of a verb."""
-    process = start(project, "featurestore.cli", *words, "--output", "json")
-    out, err = await asyncio.to_thread(process.communicate, timeout=120)
-    return process.returncode, json.loads(out or b"{}"), " ".join(err.decode().split())
 
 
 def history(project: Project, count: int, seed: int) -> list[Sent]:
@@ -135,10 +112,10 @@ async def test_history_joins_live_values_without_a_seam(project: Project, store:
     await until_done(store, records[:1500], [view.id for view in views])
     old = history(project, 3000, seed=32)
 
-    code, said, talk = await fs(project, "load", "clicks", "h.parquet", "--before", "2100-01-01T00:00:00Z")
+    code, said, talk = await project.fs("load", "clicks", "h.parquet", "--before", "2100-01-01T00:00:00Z")
     assert (0, 3000) == (code, said.get("loaded")), talk
     assert sorted(said["incomplete"]) == sorted(view.id for view in views)
-    _, status, talk = await fs(project, "status")
+    _, status, talk = await project.fs("status")
     assert dict.fromkeys([view.id for view in views], True) == {
         view["view"]: view["incomplete"].startswith("1 loaded files") for view in status["views"]
     }
@@ -147,19 +124,19 @@ async def test_history_joins_live_values_without_a_seam(project: Project, store:
     traffic = asyncio.create_task(trickle(project, records[1500:3500]))
     seen: dict[str, set[str]] = {}
     watching = asyncio.create_task(watched(store, project.lake, seen, views))
-    first = start(project, "streams.commands", "backfill", "--rate=10", LIVE)
+    first = project.start("streams.commands", "backfill", "--rate=10", LIVE)
     await until(lambda: scanned(store, LIVE))
     assert {0} == await generations(store, LIVE)
     first.kill()
     first.communicate()
     assert (await store.rebuilds())[LIVE].stage is Stage.FILLING
-    code, _, talk = await fs(project, "backfill")
+    code, _, talk = await project.fs("backfill")
     assert (1, True) == (code, f"{LIVE} is being" in talk)
     await forget_the_signs_of_life(store)
-    code, said, talk = await fs(project, "backfill")  # completes it
+    code, said, talk = await project.fs("backfill")  # completes it
     assert code == 0, talk
     assert [LIVE] == [done["view"] for done in said["views"]]
-    code, said, talk = await fs(project, "backfill")  # the others that lack it
+    code, said, talk = await project.fs("backfill")  # the others that lack it
     assert code == 0, talk
     assert {view.id for view in views} - {LIVE} == {done["view"] for done in said["views"]}
 
@@ -176,7 +153,7 @@ async def test_history_joins_live_values_without_a_seam(project: Project, store:
         "version=2, owner=\"o@example.com\", freshness=\"30s\")\nclass ShopClicks"))  # fmt: skip
     [view] = [view for view in newer.views.values() if view.id == "shop_clicks@2"]
     traffic = asyncio.create_task(trickle(project, records[3500:]))
-    code, said, talk = await fs(project, "backfill", "shop_clicks@2")
+    code, said, talk = await project.fs("backfill", "shop_clicks@2")
     assert code == 0, talk
     await traffic
     await until_done(store, records, [view.id])

@@ -1,13 +1,8 @@
 """`featurestore rebuild`: what Redis lost is computed from the lake, is what it was, and goes on from there."""
 
 import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +13,6 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from featurestore.clock import SystemClock
 from featurestore.definitions.compiled import CompiledView
 from featurestore.monitor.freshness import FreshnessBoard
-from featurestore.online.embedded import start_attached
 from featurestore.online.store import OnlineStore
 from featurestore.registry.catalog import Catalog
 from featurestore.types import STATUS_CODES, Status
@@ -45,23 +39,6 @@ from tests.unit.streams.states import assert_same_state
 @pytest.fixture
 def broker(either_broker: str) -> str:
     return either_broker
-
-
-def start(project: Project, *words: str) -> "subprocess.Popen[bytes]":
-    settings = {"FS_KAFKA": project.bootstrap, "FS_REDIS": project.redis, "FS_LAKE": project.lake}
-    return start_attached(
-        [sys.executable, "-m", *words],
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-async def rebuild(project: Project, *words: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, document and talk of the verb."""
-    process = start(project, "featurestore.cli", "rebuild", "--output", "json", *words)
-    out, err = await asyncio.to_thread(process.communicate, timeout=120)
-    return process.returncode, json.loads(out or b"{}"), " ".join(err.decode().split())
 
 
 async def values_of(store: OnlineStore, view: CompiledView) -> dict[str, bytes]:
@@ -101,7 +78,7 @@ async def test_values_after_a_total_loss_are_what_they_were_and_go_on(
     ledgers = {view: await folded(store, view) for view in views}
     redis.flush()
 
-    code, answer, talk = await rebuild(project)
+    code, answer, talk = await project.fs("rebuild")
 
     assert code == 0, talk
     assert sorted(views) == sorted(done["view"] for done in answer["views"])
@@ -128,18 +105,18 @@ async def test_workers_go_on_while_a_rebuild_is_killed_refused_and_completed(
     traffic = asyncio.create_task(trickle(project, records[2000:]))
     redis.flush()
 
-    first = start(project, "streams.commands", "rebuild")
+    first = project.start("streams.commands", "rebuild")
     await until(lambda: marked(store, len(VIEWS)))
     first.send_signal(signal.SIGSTOP)
     await board.refresh()
     assert [True, True] == [board.of(view).unavailable for view in VIEWS]
-    code, _, talk = await rebuild(project)
+    code, _, talk = await project.fs("rebuild")
     assert code == 1
     assert f"is being rebuilt by {(await store.rebuilds())[VIEWS[0]].by}, since" in talk
     first.kill()
     first.communicate()
     await forget_the_signs_of_life(store)
-    code, answer, talk = await rebuild(project)
+    code, answer, talk = await project.fs("rebuild")
     assert code == 0, talk
     done = answer["views"]
     assert sorted(VIEWS) == sorted(view["view"] for view in done)
@@ -196,7 +173,7 @@ async def test_a_partition_that_no_log_can_restore_stops_until_it_is_rebuilt(
             await until(lambda: all_say(store, "lost: "))
             said = {beat.stopped for beat in (await store.beats("fold:user_clicks@1")).values()}
             assert all("topic now begins at 100; run `featurestore rebuild`" in text for text in said)
-            code, _, talk = await rebuild(project)
+            code, _, talk = await project.fs("rebuild")
             assert code == 0, talk
 
             await send(project.bootstrap, records[2000:])
@@ -230,7 +207,7 @@ async def test_a_rebuild_that_is_ended_before_its_first_value_leaves_no_mark(
     worker = project.worker()
     await until_done(store, records, VIEWS)
     assert worker.terminate() == 0
-    ended = start(project, "streams.commands", "rebuild")
+    ended = project.start("streams.commands", "rebuild")
     await until(lambda: marked(store, len(VIEWS)))
     ended.terminate()
     ended.communicate()
