@@ -33,6 +33,7 @@ from featurestore.offline.asking import key_columns
 from featurestore.offline.assembly import Assembly
 from featurestore.offline.frame import Frame
 from featurestore.offline.lots import ROW, answer_columns
+from featurestore.offline.series import Series, key_of, narrowed_to
 from featurestore.offline.spine import read_spine
 from featurestore.types import PYTHON_DTYPES, STATUSES
 
@@ -158,6 +159,14 @@ class LocalStore:
                 found |= answer_columns(f"{view.name}.{column.name}", column, as_of=as_of)
         table = pa.table(found)
         return Frame(assembly.rows([lambda _start, _stop: table], 0, len(checked)), "features")
+
+    def series(self, view: FeatureView, feature: str, entity: Mapping[str, Any], until: int | None = None) -> Series:
+        """One feature of one entity over time, which `view.plot(…, store=self)` draws."""
+        known = {(compiled.name, compiled.version): compiled for compiled in self._views}
+        if (view.name, view.version) not in known:
+            raise NotFound("view", view.id, (v.id for v in self._views), hint="make the store with this view")
+        compiled = known[view.name, view.version]
+        return Series(narrowed_to(compiled, feature), feature, key_of(compiled, entity), self._batches[compiled.id])
 
     def _compiled(self, service: FeatureService) -> CompiledService:
         compiled, faults = compile_service(service, {(view.name, view.version): view for view in self._views})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
+from featurestore.clock import Instant
 from featurestore.definitions.aggregates import Aggregate
 from featurestore.definitions.expressions import Expr
 from featurestore.definitions.notebook import html_table
@@ -76,6 +78,35 @@ class FeatureView:
     @property
     def id(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def plot(  # noqa: PLR0913 - each says one thing about the picture
+        self,
+        feature: str,
+        entity: Mapping[str, Any] | None = None,
+        /,
+        *,
+        start: Instant | None = None,
+        end: Instant | None = None,
+        points: int = 500,
+        every: str | None = None,
+        ax: Any = None,
+        store: Any = None,
+        lake: str = "",
+        **keys: Any,
+    ) -> Any:
+        """Draws a feature of one entity over time: `AirportDelay.plot("delay_mean_1h", origin="JFK")`.
+
+        Exact values, from the events in the lake (`lake`; without it, FS_LAKE) or in a `LocalStore` (`store`), of the
+        view as it stands in this program, published or not. `start` to `end` (datetime or RFC 3339 text; without them
+        the entity's first to last event), at `points` instants, or each `every` (as "15m") from `start` on. A value is
+        drawn until the next instant; null, and an entity that was not seen yet, is a gap. Keys whose names are those of
+        arguments go into `entity`. Draws into `ax`, a matplotlib Axes, or the current one, and returns it. Raises
+        UsageError, also where matplotlib is not installed.
+        """
+        # By name: definitions know nothing of lakes, and load nothing of them until somebody draws.
+        draw = import_module("featurestore.offline.plotting").plot
+        told = {"start": start, "end": end, "points": points, "every": every, "ax": ax, "store": store, "lake": lake}
+        return draw(self, feature, {**(entity or {}), **keys}, **told)
 
     def _repr_html_(self) -> str:
         rows = [(f.name, f.spec.written if isinstance(f.spec, Aggregate) else repr(f.spec)) for f in self.features]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pyarrow as pa
@@ -35,12 +36,12 @@ class Frame:
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame, its columns in Arrow's types, so that a whole number beside a null becomes no float."""
-        pandas = _imported("pandas")
+        pandas = imported("pandas")
         return self.to_arrow().to_pandas(types_mapper=pandas.ArrowDtype)
 
     def to_polars(self) -> Any:
         """A polars.DataFrame."""
-        return _imported("polars").from_arrow(self.to_arrow())
+        return imported("polars").from_arrow(self.to_arrow())
 
     def __repr__(self) -> str:
         return f"{self._title or 'table'}: {len(self):,} rows of {', '.join(self.columns)}"
@@ -53,10 +54,10 @@ class Frame:
         return html_table(self._title, table.column_names, rows, below=below)
 
 
-def _imported(package: str) -> Any:
-    from importlib import import_module  # noqa: PLC0415 — only where a notebook asks for it
-
+def imported(module: str, install: str = "") -> Any:
+    """A module of a package that only notebooks need. UsageError says how it is installed where it is not."""
+    package = module.partition(".")[0]
     try:
-        return import_module(package)
+        return import_module(module)
     except ImportError:
-        raise UsageError(f"{package} is not installed", hint=f"pip install {package}") from None
+        raise UsageError(f"{package} is not installed", hint=install or f"pip install {package}") from None
