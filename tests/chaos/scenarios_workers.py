@@ -78,14 +78,16 @@ async def zombie(run: Run) -> None:
 async def killed_while_appending(run: Run) -> None:
     """Between the first byte of a data file and its entry in the table's log, and right after it."""
     run.start("a")
-    run.feed(30_000, rate=1500)
-    await run.flowing()
     table = Path(run.project.lake) / "events" / SOURCE
     for _ in range(run.many(6, 2)):
+        # A load for each kill: on a slow machine one for all would be over before the last of them.
+        run.feed(12_000, rate=1500)
+        await run.flowing()
         await asyncio.to_thread(_a_new_file, table, run.rng.choice(["**/*.parquet", "_delta_log/*.json"]))
         await run.pause(0, 0.01)
         await run.replace("a")
         await run.recovered()
+        await run.fed()
 
 
 def _a_new_file(folder: Path, pattern: str) -> None:
