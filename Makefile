@@ -13,7 +13,7 @@ PYTHON ?=
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3 python)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-BENCHES := stream serve overload export rebuild history
+BENCHES := stream share serve overload export rebuild history
 # `make bench`, `make bench stream` and `make bench BENCH=stream` are all understood.
 BENCH ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 ARGS ?=
@@ -44,7 +44,7 @@ fix: .venv/package ## repairs what of `lint` can be repaired
 	@$(PY) -m ruff format .
 
 .PHONY: bench
-bench: .venv/package ## measurements beside peers and limits: `make bench`, or `make bench stream` (serve, overload, export, rebuild, history)
+bench: .venv/package ## measurements beside peers and limits: `make bench`, or `make bench stream` (share, serve, overload, export, rebuild, history)
 	@for name in $(BENCH); do $(PY) -m "tests.bench.$$name" $(ARGS); done
 
 .PHONY: chaos
