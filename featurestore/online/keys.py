@@ -36,8 +36,8 @@ def encode_keys(keys: Iterable[str]) -> list[bytes]:
             f"entity key {error.object[:64]!r} holds a lone surrogate at {error.start}; expected valid Unicode",
             field="entities",
         ) from None
-    longest = max(encoded, key=len, default=b"")
-    if len(longest) > MAX_KEY_BYTES:
+    if max(map(len, encoded), default=0) > MAX_KEY_BYTES:
+        longest = max(encoded, key=len)
         raise InvalidRequest(
             f"entity key {longest[:64].decode(errors='replace')!r}… has {len(longest)} bytes; "
             f"expected at most {MAX_KEY_BYTES}",

@@ -20,6 +20,10 @@ Command = Sequence[bytes | str | int]
 
 _pack: Any = pack_command  # declared as taking a tuple of one word
 _PARTIAL = object()
+ROOM_BYTES = 1 << 18
+"""Read at a time, at most."""
+READER_BYTES = 1 << 21
+"""The parser keeps a buffer of so much. By itself it lets go of one above 16 KiB, and grows it anew for each reply."""
 
 
 class Wire:
@@ -98,8 +102,12 @@ class _Expected:
     found: list[Any] = field(default_factory=list)
 
 
-class _Replies(asyncio.Protocol):
-    """Hands replies to the one who asked first. Takes over a connection once the client library has opened it."""
+class _Replies(asyncio.BufferedProtocol):
+    """Hands replies to the one who asked first. Takes over a connection once the client library has opened it.
+
+    What comes is read into one buffer, over and over: the values of a large lookup are a megabyte, and each copy less
+    is felt.
+    """
 
     def __init__(self, connection: Any, timeout_seconds: float) -> None:
         self.lost = False
@@ -112,6 +120,8 @@ class _Replies(asyncio.Protocol):
             replyError=connection._parser.parse_error,
             notEnoughData=_PARTIAL,
         )
+        self._reader.setmaxbuf(READER_BYTES)
+        self._room = bytearray(ROOM_BYTES)
         self._waiting: deque[_Expected] = deque()
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout_seconds
@@ -131,10 +141,13 @@ class _Replies(asyncio.Protocol):
         self._transport.write(packed)
         return answer
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._heard = self._loop.time()
         try:
-            self._reader.feed(data)
+            self._reader.feed(self._room, 0, nbytes)  # type: ignore[arg-type]  # it takes any buffer
             while (reply := self._reader.gets()) is not _PARTIAL:
                 self._hand_out(reply)
         except redis_errors.RedisError as error:  # after this, nothing tells whose a reply is

@@ -11,7 +11,7 @@ from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.online.keys import MAX_KEY_BYTES, encode_keys
 from featurestore.online.reads import OVERDUE_SECONDS, Reads, Values
 from featurestore.serving.answers import Answer, Block
-from featurestore.serving.batches import Slice, Waiting, grouped, scattered, shared_reads, slices_of
+from featurestore.serving.batches import Slice, Waiting, grouped, scattered, shared_reads, slices_of, without_nulls
 from featurestore.serving.breaker import SLOW_SECONDS, Breaker
 from featurestore.serving.fallback import Fallbacks
 from featurestore.serving.past import PastLookups
@@ -235,7 +235,7 @@ class _Pace:
 def _check_lengths(keys: list[list[str | None]]) -> None:
     """One key that cannot be looked up must not spoil the batch that it would be part of. Raises InvalidRequest."""
     for of_view in keys:
-        present = [key for key in of_view if key is not None]
+        present = without_nulls(of_view)
         if max(map(len, present), default=0) > MAX_KEY_BYTES // 4:
             encode_keys(present)
 
