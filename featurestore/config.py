@@ -136,6 +136,9 @@ class Settings(BaseSettings):
     lookups_waiting: int = Field(
         1_000, ge=0, le=1_000_000, description="Lookups that may wait for the others, counted in the same way."
     )
+    lookup_kernel: Literal["numpy", "numba"] = Field(
+        "numpy", description="What evaluates lookups; `numba` compiles it at the start, and needs featurestore[fast]."
+    )
     lookup_wait_ms: float = Field(
         50.0, gt=0, le=60_000, description="How long a lookup may wait until it is refused with 503."
     )

@@ -21,6 +21,7 @@ from featurestore.cli.streamed import stream_answer
 from featurestore.clock import SECOND, SystemClock, format_instant
 from featurestore.config import EMBEDDED, Settings, load_settings, redact, unknown_variables
 from featurestore.definitions.load import load_definitions
+from featurestore.engine import kernel
 from featurestore.engine.array import select
 from featurestore.errors import FeatureStoreError
 from featurestore.online.fences import Stage
@@ -126,7 +127,8 @@ def _settings(settings: Settings) -> list[Finding]:
 
 def _compute(settings: Settings) -> list[Finding]:
     _, said = select(settings.compute)
-    return [_ok(said)]
+    kernel.select(settings.lookup_kernel)
+    return [_ok(f"{said}; lookups are evaluated by {settings.lookup_kernel}")]
 
 
 def _lake(settings: Settings) -> list[Finding]:

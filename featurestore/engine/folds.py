@@ -31,7 +31,7 @@ _KEPT = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Span:
+class Span:
     number: int
     """Of the group, in the layout."""
     group: Group
@@ -56,11 +56,12 @@ class _Channel:
         return self.across, self.field.kind
 
 
-class _Bundle:
+class Bundle:
     """Spans that are fetched together."""
 
-    def __init__(self, spans: Sequence[_Span]) -> None:
+    def __init__(self, spans: Sequence[Span]) -> None:
         self._spans = tuple(spans)
+        self._numbers = np.array([span.number for span in spans], np.intp)
         # Both halves of a pair keep their order, so that one half's i-th goes with the other's.
         channels = sorted((c for i, span in enumerate(spans) for c in _channels(i, span)), key=attrgetter("kind"))
         self._slices = _slices_of_kinds(channels)
@@ -79,12 +80,11 @@ class _Bundle:
 
     def fold(self, opened: Opened, at: np.ndarray, found: Folded) -> None:
         """Puts the state of each (group, partial, window) into `found`."""
-        tiles = [opened.tiles[span.number] for span in self._spans]
-        count, end = np.array([count for count, _ in tiles]), np.array([end for _, end in tiles])
+        count, end = opened.tiles[self._numbers], opened.ends[self._numbers]
         most = max(1, int(count.max(initial=0)))
         back, place = self._shape(most)
         words = opened.words.take(end[self._span_of] - back, mode="clip")
-        spans = len(tiles)
+        spans = len(self._spans)
         inside = self._inside(words[:, :spans], count, place, at)
         channels = words[:, spans:] if inside is None else self._emptied(words[:, spans:], inside)
         self._reduce(channels, found)
@@ -155,9 +155,9 @@ class Folds:
     """Folds the stored values of one view. Safe to share."""
 
     def __init__(self, layout: Layout) -> None:
-        spans = _spans_of(layout)
-        self._together = [_Bundle(bundle) for bundle in _bundled(spans)]
-        self._apart = [_Bundle([span]) for span in spans]
+        spans = spans_of(layout)
+        self._together = [Bundle(bundle) for bundle in _bundled(spans)]
+        self._apart = [Bundle([span]) for span in spans]
 
     def fold(self, opened: Opened, at: np.ndarray) -> Folded:
         """The state of each (group, partial, window) at `at` (`int64[n]` µs). Right where `at` is not before the
@@ -168,20 +168,21 @@ class Folds:
         return found
 
 
-def _spans_of(layout: Layout) -> list[_Span]:
+def spans_of(layout: Layout) -> list[Span]:
+    """Every span of the view, once."""
     needed: dict[tuple[int, int | None], dict[int, None]] = {}
     for aggregate, (group, place) in zip(layout.view.aggregates, layout.places, strict=True):
         needed.setdefault((group, aggregate.window), {})[place] = None
-    return [_Span(number, layout.groups[number], window, tuple(places)) for (number, window), places in needed.items()]
+    return [Span(number, layout.groups[number], window, tuple(places)) for (number, window), places in needed.items()]
 
 
-def _tiles_of(span: _Span) -> int:
+def _tiles_of(span: Span) -> int:
     """Most tiles that the span may have; 0 for the one of the whole history."""
     return 0 if span.group.hop is None else span.group.ring
 
 
-def _bundled(spans: Iterable[_Span]) -> list[list[_Span]]:
-    bundles: list[list[_Span]] = []
+def _bundled(spans: Iterable[Span]) -> list[list[Span]]:
+    bundles: list[list[Span]] = []
     for span in sorted(spans, key=_tiles_of):
         if bundles and _tiles_of(span) <= _LIKE * _tiles_of(bundles[-1][0]):
             bundles[-1].append(span)
@@ -190,12 +191,12 @@ def _bundled(spans: Iterable[_Span]) -> list[list[_Span]]:
     return bundles
 
 
-def _is_plain(span: _Span, place: int) -> bool:
+def _is_plain(span: Span, place: int) -> bool:
     partial = span.group.stored[place].partial
     return partial.across is not None and all(spec.kind in ("i8", "f8") for spec in partial.fields)
 
 
-def _channels(number: int, span: _Span) -> Iterable[_Channel]:
+def _channels(number: int, span: Span) -> Iterable[_Channel]:
     for place in span.places:
         if _is_plain(span, place):
             partial: Partial = span.group.stored[place].partial
@@ -219,7 +220,7 @@ _Place = tuple[int, int, int | None]
 
 
 def _rows_of(
-    spans: Sequence[_Span], channels: Sequence[_Channel]
+    spans: Sequence[Span], channels: Sequence[_Channel]
 ) -> list[tuple[_Place, list[tuple[tuple[str, str], int]]]]:
     """Where each partial's fields are: the kind, and the place among the channels of that kind."""
     seen: Counter[tuple[str, str]] = Counter()

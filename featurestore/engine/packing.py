@@ -208,9 +208,10 @@ class Opened:
     """The buffer, `int64`."""
     heap: tuple[np.ndarray, np.ndarray]
     """First byte of each value's heap within the buffer, and the first behind it (`int64[n]`)."""
-    tiles: tuple[tuple[np.ndarray, np.ndarray], ...]
-    """For each group of the layout (`int64[n]`): how many tiles each value has, and the place in `words` where they
-    end."""
+    tiles: np.ndarray
+    """`int64[groups, n]`: how many tiles each value has."""
+    ends: np.ndarray
+    """`int64[groups, n]`: the place in `words` where they end."""
 
 
 def open_values(layout: Layout, values: Sequence[bytes]) -> Opened:
@@ -219,17 +220,16 @@ def open_values(layout: Layout, values: Sequence[bytes]) -> Opened:
     lengths = np.array(sizes, np.int64)
     if min(sizes, default=HEADER_WORDS * 8) < HEADER_WORDS * 8 or some(lengths & 7 != 0):
         raise Corrupt("a stored value is no whole number of words", hint=REREAD)
-    # No layout is wider than its widest tile, also where no value is that long.
-    widest = max((8 * record_words(group) for group in layout.groups), default=0)
-    buffer = b"".join((*values, bytes(max(*sizes, widest, HEADER_WORDS * 8))))
+    buffer = joined(layout, values, max(sizes, default=0))
     words = np.frombuffer(buffer, "<i8")
     starts = (lengths.cumsum() - lengths) >> 3
     header = runs(words, HEADER_WORDS)[starts]
     _check(layout, header, lengths)
     end = starts + header[:, HEAP_WORD]
     position = starts + HEADER_WORDS
-    tiles: list[tuple[np.ndarray, np.ndarray]] = []
-    for group in layout.groups:
+    tiles = np.empty((len(layout.groups), lengths.size), np.int64)
+    ends = np.empty_like(tiles)
+    for number, group in enumerate(layout.groups):
         width = record_words(group)
         count = words.take(position)
         first = position + 1
@@ -237,10 +237,21 @@ def open_values(layout: Layout, values: Sequence[bytes]) -> Opened:
         if some(count.view(np.uint64) > ((end - first) // width).view(np.uint64)):
             raise _broken()
         position = first + count * width
-        tiles.append((count, position))
+        tiles[number], ends[number] = count, position
     if some(position != end):
         raise _broken()
-    return Opened(header, buffer, words, (end << 3, (starts + header[:, TOTAL_WORDS]) << 3), tuple(tiles))
+    return Opened(header, buffer, words, (end << 3, (starts + header[:, TOTAL_WORDS]) << 3), tiles, ends)
+
+
+def joined(layout: Layout, values: Sequence[bytes], longest: int) -> bytes:
+    """The buffer of `Opened`; `longest` is the length of the longest value."""
+    # No layout is wider than its widest tile, also where no value is that long.
+    return b"".join((*values, bytes(max(longest, 8 * _widest(layout), HEADER_WORDS * 8))))
+
+
+@lru_cache(maxsize=4096)
+def _widest(layout: Layout) -> int:
+    return max((record_words(group) for group in layout.groups), default=0)
 
 
 def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
@@ -248,7 +259,7 @@ def unpack(layout: Layout, values: Sequence[bytes]) -> Unpacked:
     opened = open_values(layout, values)
     heap = tuple(edge[:, None] for edge in opened.heap)
     groups: list[Tiles] = []
-    for group, (count, end) in zip(layout.groups, opened.tiles, strict=True):
+    for group, count, end in zip(layout.groups, opened.tiles, opened.ends, strict=True):
         width = record_words(group)
         most = max(1, int(count.max(initial=0)))
         block = runs(opened.words, most * width)[end - count * width].reshape(-1, most, width)

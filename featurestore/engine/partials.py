@@ -58,6 +58,8 @@ class Partial:
     """A form of `prepare` and reduce that does not build a state per event, for wide states."""
     across: tuple[str, ...] | None = None
     """For each field its name in `ACROSS`, where merging `[k, …]` along k is a reduction of each field by itself."""
+    whole: str | None = None
+    """The name of the merge of all fields together, where each is a scalar: `walk` has it too."""
 
     def identity(self, xp: Any, *leading: int) -> State:
         return tuple(xp.full(f.shape(*leading), f.empty, f.dtype) for f in self.fields)
@@ -278,7 +280,9 @@ def float_sum() -> Partial:
 
 
 def moments() -> Partial:
-    return Partial((_COUNT, Field("f8", 0.0), Field("f8", 0.0), Field("f8", 0.0)), _moments, _merge_moments)
+    return Partial(
+        (_COUNT, Field("f8", 0.0), Field("f8", 0.0), Field("f8", 0.0)), _moments, _merge_moments, whole="moments"
+    )
 
 
 def minimum(kind: str) -> Partial:
@@ -295,19 +299,23 @@ def maximum(kind: str) -> Partial:
 
 def first(kind: str) -> Partial:
     return Partial(
-        (Field("i8", INT_MAX), Field("i8", INT_MAX), _value(kind)), *_end(INT_MAX, _nothing(kind), later=False)
+        (Field("i8", INT_MAX), Field("i8", INT_MAX), _value(kind)),
+        *_end(INT_MAX, _nothing(kind), later=False),
+        whole="first",
     )
 
 
 def last(kind: str) -> Partial:
     return Partial(
-        (Field("i8", INT_MIN), Field("i8", INT_MIN), _value(kind)), *_end(INT_MIN, _nothing(kind), later=True)
+        (Field("i8", INT_MIN), Field("i8", INT_MIN), _value(kind)),
+        *_end(INT_MIN, _nothing(kind), later=True),
+        whole="last",
     )
 
 
 def newest(kind: str, n: int) -> Partial:
     fields = (Field("i8", INT_MIN, n), Field("i8", INT_MIN, n), _value(kind, n))
-    return Partial(fields, *_newest(n, _nothing(kind)))
+    return Partial(fields, *_newest(n, _nothing(kind)), whole="last" if n == 1 else None)
 
 
 def _value(kind: str, n: int = 1) -> Field:

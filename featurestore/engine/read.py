@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 
@@ -12,8 +13,11 @@ from featurestore.definitions.compiled import CompiledView
 from featurestore.engine import packing, windows
 from featurestore.engine.columns import FeatureColumn
 from featurestore.engine.folds import Folds
+from featurestore.engine.kernel import Kernel
 from featurestore.engine.layout import layout_of
+from featurestore.engine.packing import Opened
 from featurestore.engine.text import resolve
+from featurestore.engine.walked import Walks
 from featurestore.engine.windows import Instants
 
 
@@ -37,10 +41,15 @@ class Reading:
 class ViewReader:
     """Evaluates stored values of one view. Holds no state; safe to share."""
 
-    def __init__(self, view: CompiledView) -> None:
+    def __init__(self, view: CompiledView, kernel: Kernel | None = None) -> None:
+        """With a kernel it takes less time, and the values are the same."""
         self.view = view
         self.layout = layout_of(view)
-        self._folds = Folds(self.layout)
+        self._open: Callable[[Sequence[bytes]], Opened] = partial(packing.open_values, self.layout)
+        self._fold = Folds(self.layout).fold
+        if kernel is not None:
+            walks = Walks(self.layout, kernel)
+            self._open, self._fold = walks.open, walks.fold
         self._blank = packing.blank(self.layout)
 
     def read(self, values: Sequence[bytes | None], at: np.ndarray | None, now: int | np.ndarray) -> Reading:
@@ -48,12 +57,19 @@ class ViewReader:
 
         Raises Corrupt for bytes that this view did not write.
         """
-        found = np.array([value is not None for value in values], np.bool_)
-        opened = packing.open_values(self.layout, [self._blank if value is None else value for value in values])
+        found, there = self._there(values)
+        opened = self._open(there)
         latest, partition = opened.header[:, packing.LATEST], opened.header[:, packing.PARTITION]
         asked = np.maximum(latest, now) if at is None else at
         with np.errstate(all="ignore"):
-            folded = self._folds.fold(opened, asked)
+            folded = self._fold(opened, asked)
             instants = Instants(asked, latest, found)
             columns = windows.features(self.layout, folded, instants, partial(resolve, opened.buffer))
         return Reading(columns, asked, latest, found, ~found | (asked >= latest), partition)
+
+    def _there(self, values: Sequence[bytes | None]) -> tuple[np.ndarray, Sequence[bytes]]:
+        """Which are found, and the values with blank ones for the others."""
+        if all(values):  # in a fraction of the time that a look at each takes
+            return np.ones(len(values), np.bool_), cast(Sequence[bytes], values)
+        found = np.array([value is not None for value in values], np.bool_)
+        return found, [self._blank if value is None else value for value in values]

@@ -19,6 +19,7 @@ from featurestore.allocator import keep_freed_memory
 from featurestore.clock import Clock, SystemClock
 from featurestore.config import Settings
 from featurestore.definitions.compiled import CompiledView
+from featurestore.engine.kernel import select
 from featurestore.errors import FeatureStoreError, near_matches
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.monitor.replica import ReplicaWatch
@@ -55,7 +56,10 @@ problem document whose `code` is stable.
 
 
 def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
-    """Connects to nothing until it is started, and starts whether or not Redis and the lake are there."""
+    """Connects to nothing until it is started, and starts whether or not Redis and the lake are there.
+
+    Raises ConfigError for a kernel that cannot be had.
+    """
     clock = clock or SystemClock()
     store = OnlineStore.connect(settings.redis, project=settings.project, timeout_seconds=STORE_SECONDS)
     lake = Lake(settings.lake)
@@ -73,7 +77,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
     connected = _connect(settings, store, follower.current)
     engine = LookupEngine(connected.reads, board, past, fallbacks, clock)
     served = ServedLog(lake, clock, settings.served_share, settings.served_interval_seconds)
-    endpoint = LookupEndpoint(Plans(follower.current), engine, served)
+    plans = Plans(follower.current, select(settings.lookup_kernel))
+    endpoint = LookupEndpoint(plans, engine, served)
     access = access_to(settings, clock)
     admission = Admission(_limits(settings))
     parts = Parts(follower.current, board, endpoint, store.check, engine.breaker)

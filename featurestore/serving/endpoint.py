@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from featurestore import telemetry
 from featurestore.definitions.compiled import CompiledView
+from featurestore.engine.kernel import Kernel
 from featurestore.engine.read import ViewReader
 from featurestore.errors import FeatureStoreError, NotFound, near_matches
 from featurestore.registry.catalog import Catalog
@@ -45,8 +46,8 @@ def problem_response(problem: Problem) -> Response:
 class Plans:
     """Plans of the catalog in use, by the service's name as requests write it (`flight_delay`, `flight_delay@3`)."""
 
-    def __init__(self, current: Callable[[], Catalog | None]) -> None:
-        self._current = current
+    def __init__(self, current: Callable[[], Catalog | None], kernel: Kernel | None = None) -> None:
+        self._current, self._kernel = current, kernel
         self._catalog: Catalog | None = None
         self._plans: dict[str, LookupPlan] = {}
         self._readers: dict[str, ViewReader] = {}
@@ -70,7 +71,7 @@ class Plans:
     def _reader(self, view: CompiledView) -> ViewReader:
         reader = self._readers.get(view.fingerprint)
         if reader is None:
-            reader = self._readers[view.fingerprint] = ViewReader(view)
+            reader = self._readers[view.fingerprint] = ViewReader(view, self._kernel)
         return reader
 
 

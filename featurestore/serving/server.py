@@ -18,6 +18,7 @@ from uvicorn.supervisors import Multiprocess
 from featurestore import telemetry
 from featurestore.clock import SystemClock
 from featurestore.config import Settings
+from featurestore.engine.kernel import select
 from featurestore.errors import ConfigError
 from featurestore.online.embedded import end_with
 from featurestore.serving.access import access_to, is_local
@@ -42,10 +43,12 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes what is under way. Port 0 takes a free one.
 
     Says on stderr where it listens. Several workers are processes that share the socket. Raises ConfigError where
-    the address cannot be listened on, and where everyone who reaches it could ask without anybody having said so.
+    the address cannot be listened on or the kernel cannot be had, and where everyone who reaches the address could ask
+    without anybody having said so.
     """
     settings = settings.model_copy(update={"host": host})
     tls = tls_options(settings)
+    select(settings.lookup_kernel)  # says what is missing before anything listens
     if not access_to(settings, SystemClock()).required and not is_local(host):
         _log.warning("whoever reaches this address may ask for everything", host=host, setting="FS_AUTH=none")
     listener = _listen(host, port)

@@ -9,6 +9,7 @@ import pytest
 from featurestore.definitions.compiled import CompiledView
 from featurestore.definitions.expressions import col
 from featurestore.engine.history import evaluate_history
+from featurestore.engine.kernel import PLAIN, Kernel
 from featurestore.engine.read import ViewReader
 from featurestore.engine.state import ViewState
 from tests.laws.bridge import batch_of, log_offsets, view_of
@@ -54,8 +55,9 @@ def test_history_answers_each_worked_case(case: GoldenCase) -> None:
             assert_same(lookup.values[feature.name], got[feature.name], feature.op, label=f"{feature.name} at {row}")
 
 
+@pytest.mark.parametrize("kernel", [None, PLAIN], ids=["numpy", "walk"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_stored_tiles_answer_each_worked_case_from_the_latest_event_on(case: GoldenCase) -> None:
+def test_stored_tiles_answer_each_worked_case_from_the_latest_event_on(case: GoldenCase, kernel: Kernel | None) -> None:
     columns = columns_of(case)
     view = compiled(case, columns)
     events = events_of(case, columns)
@@ -66,7 +68,7 @@ def test_stored_tiles_answer_each_worked_case_from_the_latest_event_on(case: Gol
     stored = state.encode(folded.slots, generation=0, partition=0, offset=len(events) - 1)
 
     for lookup in case.lookups:
-        reading = ViewReader(view).read(stored, np.array([lookup.at]), now=0)
+        reading = ViewReader(view, kernel).read(stored, np.array([lookup.at]), now=0)
         assert (lookup.at >= latest) == bool(reading.answerable[0])
         if lookup.at < latest:
             continue

@@ -12,6 +12,7 @@ from featurestore.definitions.compiled import CompiledView
 from featurestore.definitions.expressions import col, feature
 from featurestore.engine.columns import SEQ_BITS
 from featurestore.engine.history import evaluate_history
+from featurestore.engine.kernel import PLAIN
 from featurestore.engine.read import ViewReader
 from featurestore.engine.state import Outcome, ViewState
 from tests.laws.bridge import batch_of, key_of, view_of
@@ -68,6 +69,8 @@ FEATURES = (
     OracleFeature("labels", "approx_distinct", "label", window=DAY),
     OracleFeature("amounts", "approx_distinct", "amount"),
 )
+KERNELS = {"numpy": None, "walk": PLAIN}
+"""Both ways to read stored values; that the compiled walk is the plain one is a law of its own."""
 FLOATING = ("sum", "mean", "var", "std")
 WHERE = {"positive": col("score") > 0, "most": col("score") > 0}
 DERIVED = {"per_event": feature("total") / feature("events")}
@@ -147,10 +150,11 @@ def test_history_equals_the_oracle_at_any_instant(entity: str, data: st.DataObje
         assert {2} == {int(answer.status[row]) for answer in answers}
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("entity", VIEWS)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_stored_tiles_equal_the_oracle_from_the_latest_event_on(entity: str, data: st.DataObject) -> None:
+def test_stored_tiles_equal_the_oracle_from_the_latest_event_on(entity: str, kernel: str, data: st.DataObject) -> None:
     view = VIEWS[entity]
     stream: Stream = data.draw(streams())
     stored, ledger = deliver(view, data.draw(schedules(stream)), budget_bytes=1 << 26)
@@ -161,7 +165,7 @@ def test_stored_tiles_equal_the_oracle_from_the_latest_event_on(entity: str, dat
     for key in stream.keys(*view.keys):
         events = stream.of(key)
         at = data.draw(instants(stream, key=key, from_latest=True))
-        reading = ViewReader(view).read([stored[key_of(view, key)]], np.array([at]), now=0)
+        reading = ViewReader(view, KERNELS[kernel]).read([stored[key_of(view, key)]], np.array([at]), now=0)
         assert latest_time(events) == reading.latest[0]
         assert bool(reading.answerable[0])
         got = {c.name: c.to_list()[0] for c in reading.columns}
@@ -171,10 +175,11 @@ def test_stored_tiles_equal_the_oracle_from_the_latest_event_on(entity: str, dat
             assert status_of(f, events, at) == ("ok", "default", "not_found", "expired")[statuses[f.name]], f.name
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("entity", VIEWS)
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
-def test_values_that_are_read_together_are_what_each_is_alone(entity: str, data: st.DataObject) -> None:
+def test_values_that_are_read_together_are_what_each_is_alone(entity: str, kernel: str, data: st.DataObject) -> None:
     """However many tiles each has, whichever of them its windows reach, and with strangers among them."""
     view = VIEWS[entity]
     stream: Stream = data.draw(streams())
@@ -184,7 +189,7 @@ def test_values_that_are_read_together_are_what_each_is_alone(entity: str, data:
     few = data.draw(st.permutations([*known, (None, 0), (None, 10 * DAY)]))
     asked = few * data.draw(st.sampled_from([1, 30]))
     values = [None if key is None else stored[key_of(view, key)] for key, _ in asked]
-    reader = ViewReader(view)
+    reader = ViewReader(view, KERNELS[kernel])
     ops = {f.name: f.op for f in FEATURES} | {"per_event": "derived"}
 
     together = reader.read(values, np.array([at for _, at in asked]), now=0)
