@@ -31,11 +31,13 @@ import pyarrow.parquet as pq
 import redis
 
 from featurestore.clock import MINUTE, SystemClock
+from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.read import ViewReader
 from featurestore.online.fences import Beat, Fence
 from featurestore.online.store import OnlineStore
 from featurestore.registry.log import Registry
 from featurestore.registry.plan import apply
+from tests.bench import serve_wide
 from tests.bench.stream_process import cpu_of, resident_of
 from tests.parts.process import free_ports
 from tests.parts.redis import RedisServer
@@ -45,6 +47,8 @@ ENTITIES = 2_000
 CLIENTS = 16
 TARGET = 0.50
 """Of the bare handler's rate."""
+WIDE_CLIENTS, WIDE_P99_MS = 4, 15.0
+"""For 100 entities × 50 features."""
 MEMORY_SECONDS = 5.0
 """Between two looks at the API's memory."""
 FEAST = defaultdict[int, float | None](lambda: None, {1: 10.0, 100: 45.0, 500: 75.0})
@@ -72,9 +76,10 @@ def steady_events(now: int) -> Any:
     )
 
 
-async def fill(url: str, now: int) -> dict[str, list[Any]]:
-    """Stores the entities for both servers; returns what each must be answered with."""
-    view = flights.view("airport_delay")
+async def fill(url: str, now: int, view: CompiledView | None = None) -> dict[str, list[Any]]:
+    """Stores the entities for all servers; returns what each must be answered with. The view is `airport_delay` unless
+    another one is given."""
+    view = view or flights.view("airport_delay")
     values = flights.stored(view, steady_events(now))
     async with OnlineStore.connect(url) as store:
         for start in range(0, ENTITIES, 500):
@@ -98,7 +103,7 @@ async def beat(url: str) -> None:
     async with OnlineStore.connect(url) as store:
         sign = {p: Beat(at=now, position=10, end=10, behind_seconds=0.0) for p in range(4)}
         await store.put_beats("intake:departures", sign)
-        for of in flights.definitions().views:
+        for of in serve_wide.definitions().views:
             await store.put_beats(f"fold:{of.id}", sign)
         for p in range(4):
             await store.put_fence(view.id, p, Fence(0, 9, {}, {}, now, now, now))
@@ -256,18 +261,23 @@ def main() -> None:
     options.add_argument(
         "--memory", type=int, default=0, metavar="LOOKUPS", help="lookups over which memory is watched"
     )
+    options.add_argument(
+        "--kernel", default="numba", choices=["numpy", "numba"], help="what our API evaluates lookups with"
+    )
     options.add_argument("--feast", metavar="PYTHON", help="an interpreter that has feast[redis]")
     chosen = options.parse_args()
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fs-bench-")))
         now = SystemClock().now()
-        apply(Registry(str(folder / "lake")), flights.definitions(), now=now)
+        apply(Registry(str(folder / "lake")), serve_wide.definitions(), now=now)
         expected = asyncio.run(fill(server.url, now))
+        of_wide = asyncio.run(fill(server.url, now, serve_wide.view()))
         fill_bare(server.url, expected)
         os.sched_setaffinity(server.pid, {(os.cpu_count() or 1) - 1})
         ours, bare, theirs = free_ports(3)
         lake = str(folder / "lake")
+        os.environ["FS_LOOKUP_KERNEL"] = chosen.kernel
         served = stack.enter_context(process(sys.executable, "-c", SERVE, server.url, lake, str(ours), cpu=0))
         words = [str(server.port), str(bare)]
         plain = stack.enter_context(process(sys.executable, "-m", "tests.bench.bare_asgi", *words, cpu=0))
@@ -281,9 +291,13 @@ def main() -> None:
         ]
         if chosen.feast:
             measured.append(stack.enter_context(feast(chosen.feast, folder, server.port, theirs, expected)))
-        print(f"{CLIENTS} clients, {chosen.rounds} rounds of {chosen.seconds:g} s in turn, req/s: median (range)")
+        print(
+            f"{CLIENTS} clients, {chosen.rounds} rounds of {chosen.seconds:g} s in turn, req/s: median (range); "
+            f"lookups evaluated by {chosen.kernel}"
+        )
         for rows in chosen.rows:
             _compare(rows, chosen.seconds, chosen.rounds, measured, expected, folder)
+        _measure_wide(ours, chosen.seconds, chosen.rounds, of_wide, folder)
         if chosen.memory:
             _watch_memory(measured[1], chosen.memory, expected, folder)
 
@@ -302,6 +316,21 @@ def _watch_memory(of: Served, lookups: int, expected: dict[str, list[Any]], fold
     print(
         f"memory of the API over {done:,} lookups: {seen[0][1] / 2**20:.1f} MiB after the first {seen[0][0]:,}, "
         f"{max(size for _, size in seen) / 2**20:.1f} MiB at most; {slope:.3f} bytes a lookup over the second half"
+    )
+
+
+def _measure_wide(port: int, seconds: float, rounds: int, expected: dict[str, list[Any]], folder: Path) -> None:
+    requests, found, checked = serve_wide.bodies(picks(100)), [], 0
+    for number in range(-1, rounds):
+        result = measure(port, requests, seconds if number >= 0 else 0.5, folder, clients=WIDE_CLIENTS)
+        checked += verify("featurestore", result, requests, expected)
+        if number >= 0:
+            found.append(result)
+    rate, p50, p99 = (statistics.median(r[k] for r in found) for k in ("rate", "p50_ms", "p99_ms"))
+    verdict = "met" if p99 <= WIDE_P99_MS else "NOT MET"
+    print(
+        f" 100 × 50  featurestore, {WIDE_CLIENTS} clients  {rate:.0f}  p50 {p50:.2f} ms  p99 {p99:.2f} ms; "
+        f"target {WIDE_P99_MS:g} ms: {verdict} ({checked} answers checked)"
     )
 
 

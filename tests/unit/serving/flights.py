@@ -71,13 +71,13 @@ class AirportTotal:
 
 # A class decorator's result is not what type checkers take the name for.
 _airport_delay: Any = AirportDelay
-_views: list[Any] = [AirportDelay, LegDelay, AirportTotal]
+VIEWS: list[Any] = [AirportDelay, LegDelay, AirportTotal]
 flight_delay = FeatureService("flight_delay", views=[_airport_delay])
-leg_delay = FeatureService("leg_delay", views=[_views[1], _airport_delay.pick("departures_1h", "last_carrier")])
+leg_delay = FeatureService("leg_delay", views=[VIEWS[1], _airport_delay.pick("departures_1h", "last_carrier")])
 
 
 def definitions() -> Definitions:
-    return check(_views, [flight_delay, leg_delay], {CONTRACT.id: CONTRACT})
+    return check(VIEWS, [flight_delay, leg_delay], {CONTRACT.id: CONTRACT})
 
 
 def view(name: str) -> CompiledView:
