@@ -127,6 +127,9 @@ class ViewFold:
     def __init__(self, view: CompiledView, partition: int, state: ViewState, fence: Fence | None) -> None:
         self.view, self.partition, self.state = view, partition, state
         self.ttl_ms = retention_ms(view)
+        self._replaced: set[str] = set()
+        """Entities whose values a backfill has replaced while this generation goes on. What they hold ends elsewhere
+        than the fence, so that nothing may be written that was folded on it."""
         self.fence = fence or Fence(
             generation=0, offset=NOTHING, vector={}, ledger={}, event_time=0, broker_time=0, written_at=0
         )
@@ -188,6 +191,7 @@ class ViewFold:
     def make_room(self) -> None:
         """Called when a load pushed out entities of the same batch: the cache is too small for both."""
         self.state.clear()
+        self._replaced.clear()
 
     def load(self, accepted: Accepted, keys: Sequence[str], values: Sequence[bytes | None]) -> Accepted:
         """Takes in what was read. Entities that belong to another partition are set aside.
@@ -195,8 +199,12 @@ class ViewFold:
         A generation begins with the values of all entities that have events at or below its vector. So a value of an
         older one is of an entity that comes wholly from the log, and is computed anew from there.
         """
+        generations = _generations(values)
         if self.fence.generation:
-            values = [None if older else v for v, older in zip(values, self._older(values), strict=True)]
+            older = (generations < self.fence.generation).tolist()
+            values = [None if old else value for value, old in zip(values, older, strict=True)]
+        self._replaced.difference_update(keys)
+        self._replaced.update(compress(keys, (generations > self.fence.generation).tolist()))
         strangers = self.state.load(keys, values, self.partition)
         return replace(accepted, refused={**accepted.refused, **dict.fromkeys(strangers, MISROUTED)})
 
@@ -207,12 +215,6 @@ class ViewFold:
         # A higher generation is its rebuild's to vouch for.
         ahead = (found[:, GENERATION] == self.fence.generation) & (found[:, OFFSET] > self.fence.offset)
         return dict(compress(present, ahead.tolist()))
-
-    def _older(self, values: Sequence[bytes | None]) -> list[bool]:
-        """Which values are of a generation before the fence's."""
-        present = np.array([value is not None and len(value) >= HEADER_WORDS * 8 for value in values], np.bool_)
-        present[present] = headers(values)[:, GENERATION] < self.fence.generation
-        return present.tolist()  # type: ignore[no-any-return]
 
     def apply(self, accepted: Accepted) -> Effects:
         """Folds the rows and says what to write."""
@@ -236,20 +238,33 @@ class ViewFold:
             broker_time=max(self.fence.broker_time, int(appended.max(initial=0))),
             written_at=self.fence.written_at,
             loads=self.fence.loads,
+            readable=self.fence.readable and self._replaced.isdisjoint(folded.keys),
         )
         values = self.state.encode(
             folded.slots, generation=fence.generation, partition=self.partition, offset=accepted.last
         )
+        keys = folded.keys
+        if self._replaced:
+            stand = [key not in self._replaced for key in keys]
+            keys, values = list(compress(keys, stand)), list(compress(values, stand))
         refused = tuple(
             (reason, _ERRORS[reason], accepted.rows[reasons == code])
             for code, reason in enumerate(_ERRORS)
             if (reasons == code).any()
         )
-        return Effects(folded.keys, values, folded, fence, totals(ledger) - totals(self.fence.ledger), refused)
+        return Effects(keys, values, folded, fence, totals(ledger) - totals(self.fence.ledger), refused)
 
     def confirm(self, effects: Effects) -> None:
         """Every effect is acknowledged: the view stands at the new fence."""
         self.fence = effects.fence
+
+
+def _generations(values: Sequence[bytes | None]) -> np.ndarray:
+    """`int64[n]`: of each value, `NOTHING` where there is none."""
+    present = np.array([value is not None and len(value) >= HEADER_WORDS * 8 for value in values], np.bool_)
+    found = np.full(present.size, NOTHING)
+    found[present] = headers(values)[:, GENERATION]
+    return found
 
 
 def counts_of(outcomes: np.ndarray) -> np.ndarray:

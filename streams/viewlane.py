@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 
 from featurestore.clock import SECOND, Clock
+from featurestore.engine.packing import GENERATION, headers
 from featurestore.online.fences import Fence, Put
 from featurestore.online.store import OnlineStore, Witnesses, Written
 from featurestore.telemetry import EVENTS, VISIBLE_DELAY, get_logger
@@ -72,7 +74,8 @@ class ViewLane:
         await self._put_fence(effects, witnesses)
         self._count(effects)
         self._changes.note(accepted.events, effects.keys, effects.fence.offset)
-        self._readable_from.note(before, effects.fence.vector, effects.fence.offset, visible_time)
+        if effects.fence.readable:
+            self._readable_from.note(before, effects.fence.vector, effects.fence.offset, visible_time)
 
     async def _write(self, accepted: Accepted) -> tuple[Effects, Witnesses]:
         while True:
@@ -83,6 +86,8 @@ class ViewLane:
                 return effects, relied
             written = await self._store_values(effects)
             if not written.misrouted:
+                if written.older and await self._replaced(effects.keys):
+                    effects = replace(effects, fence=msgspec.structs.replace(effects.fence, readable=False))
                 return effects, [*written.witnesses, *relied]
             # Between our read and our write another partition wrote the entity first. Without the cache the same
             # rows find its value, and are refused.
@@ -93,6 +98,11 @@ class ViewLane:
         return await self._patience.until_done(
             lambda: self._store.write(view, effects.keys, effects.values, ttl_ms=ttl)
         )
+
+    async def _replaced(self, keys: list[str]) -> bool:
+        """Whether a backfill put values of a later generation in the place of some, which end before these events."""
+        values = await self._patience.until_done(lambda: self._store.read(self.fold.view.id, keys))
+        return bool((headers(values)[:, GENERATION] > self.fold.fence.generation).any())
 
     async def _load(self, accepted: Accepted) -> tuple[Accepted, dict[str, bytes]]:
         """Also the values that no fence vouches for yet: of a worker that ended, or was cut off, before it put one."""

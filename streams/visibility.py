@@ -46,8 +46,10 @@ class Readable:
     def __init__(self, put: Callable[[Seen], None], partition: int, partitions: int, fence: Fence | None) -> None:
         self._put, self._partition, self._partitions = put, partition, partitions
         self._opened: Seen | None = None
-        if fence is not None and fence.vector:
-            stood = tuple((source, offset, offset) for source, offset in fence.vector.items())
+        if fence is not None and fence.vector and fence.readable:
+            # The first generation was folded from the log's beginning on, by workers that recorded, or were killed.
+            # A later one began with events that nobody recorded: those are known from intake.
+            stood = tuple((p, up_to if fence.generation else NOTHING, up_to) for p, up_to in fence.vector.items())
             self._opened = Seen(partition, fence.offset, partitions, stood, fence.written_at)
             self._put(self._opened)
 

@@ -44,6 +44,9 @@ class Fence(msgspec.Struct, frozen=True):
     written_at: Micros
     loads: Count = 0
     """How many loaded files of the source the generation began with: what `offline.loads.Loaded.count` was."""
+    readable: bool = True
+    """False where some of the events up to the offset cannot be read: a backfill had replaced values that they would
+    have changed with such that end before them. The generation that it began holds them when it comes to them."""
 
     @property
     def position(self) -> tuple[int, int]:

@@ -67,7 +67,7 @@ class Partition:
         self.held.clear()
         if self.fence is not None:
             for event in self.pending:
-                self.truth[event] = self.fence.written_at if self.stored else INTAKE
+                self.truth[event] = self.fence.written_at
         self.pending.clear()
         self.open()
         self.flush()

@@ -11,11 +11,10 @@ from featurestore.offline.events import events_table
 from featurestore.online.fences import LEDGER
 from streams.shuffle import OFFSET, PARTITION
 from tests.e2e.streaming import TOPIC, VIEWS, Sent, assert_oracle
-from tests.simulation.events import PARTITIONS
+from tests.simulation.events import PARTITIONS, SHUFFLE
+from tests.simulation.visible import check_visible, unrecorded
 from tests.simulation.worker import SimulatedWorker, Site
 from tests.simulation.world import Violation
-
-SHUFFLE = "sim.shuffle.clicks.shop"
 
 
 def require(holds: bool, otherwise: str) -> None:
@@ -23,7 +22,7 @@ def require(holds: bool, otherwise: str) -> None:
         raise Violation(otherwise)
 
 
-async def is_quiet(site: Site) -> bool:
+async def is_quiet(site: Site, records: Sequence[Sent]) -> bool:
     """Whether every record has reached every sink, by what the sinks say of themselves."""
     store = site.redis.client()
     ends = {p: len(records) - 1 for p, records in enumerate(site.log.topics[TOPIC])}
@@ -35,20 +34,24 @@ async def is_quiet(site: Site) -> bool:
         fences = await store.fences(view)
         if any(end >= 0 and (p not in fences or fences[p].offset < end) for p, end in last.items()):
             return False
-    return True
+    return not any(unrecorded(site, site.catalog.view(view), records) for view in VIEWS)
 
 
-async def check(site: Site, records: Sequence[Sent], workers: Sequence[SimulatedWorker]) -> None:
-    """Raises AssertionError that says what is wrong."""
+async def check(
+    site: Site, records: Sequence[Sent], loaded: Sequence[Sent], workers: Sequence[SimulatedWorker], *, refilled: bool
+) -> None:
+    """Raises AssertionError that says what is wrong. `loaded` is history that every view holds; `refilled` says that
+    there were backfills."""
     for worker in workers:
         for pump in worker.pumps:
             require(not pump.stopped, f"{worker.name} stopped {dict(pump.stopped)}")
     store = site.redis.client()
-    _check_lake(site, records)
+    _check_lake(site, [*records, *loaded])
     _check_letters(site, records)
     for view in VIEWS:
         await _check_ledger(site, view, records)
-        await assert_oracle(store, site.catalog.view(view), records)
+        await assert_oracle(store, site.catalog.view(view), [*records, *loaded])
+        check_visible(site, site.catalog.view(view), records, refilled=refilled)
 
 
 def _check_lake(site: Site, records: Sequence[Sent]) -> None:

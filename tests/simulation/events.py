@@ -15,6 +15,7 @@ from tests.e2e.streaming import POISON, Project, Sent
 from tests.simulation.world import START
 
 PARTITIONS = 2
+SHUFFLE = "sim.shuffle.clicks.shop"
 
 
 def records_of(rng: random.Random, count: int) -> list[Sent]:

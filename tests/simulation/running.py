@@ -14,6 +14,7 @@ from featurestore.online import store as online_store
 from streams import shuffle
 from streams.producing import Outgoing
 from tests.e2e.streaming import TOPIC, Sent
+from tests.simulation.backfill import Backfills, parts_of_backfills
 from tests.simulation.checking import check, is_quiet
 from tests.simulation.events import PARTITIONS, catalog, records_of
 from tests.simulation.lake import SimulatedLake
@@ -26,6 +27,8 @@ from tests.simulation.world import Part, Violation, World
 LIVE_SECONDS = 240.0
 """Virtual time after the last fault within which all must be quiet."""
 SETTLE_SECONDS = 2.0
+BACKFILLED = 0.25
+"""Share of the schedules in which views are backfilled meanwhile."""
 TROUBLED_SECONDS = 15.0
 
 
@@ -61,10 +64,14 @@ class Run:
         self.records = records_of(self.rng, self.rng.randint(40, 80))
         self._static = self.rng.random() < 0.5
         self._started = 0
+        # Of its own, so that whether there is a backfill changes nothing else of a seed's schedule.
+        rng = random.Random(f"{seed}, backfill")
+        self.backfills = Backfills(self.site, rng) if rng.random() < BACKFILLED else None
+        self._loaded = self.backfills.loaded if self.backfills else []
 
     def verdict(self) -> Verdict:
         self.loop.set_exception_handler(self._unhandled)
-        with _settings_of_modules(self.rng):
+        with _settings_of_modules(self.rng), parts_of_backfills(self.backfills.keys_at_once if self.backfills else 1):
             try:
                 self.loop.run_until_complete(self._story())
                 failure = ""
@@ -81,18 +88,24 @@ class Run:
         for _ in range(self.rng.choice([1, 1, 2])):
             self._start()
         faults = [asyncio.create_task(self._fault()) for _ in range(self.rng.randint(1, 6))]
+        if self.backfills:
+            faults.append(asyncio.create_task(self.backfills.troubled()))
         await asyncio.gather(self._publish(), *faults)
         self.world.calm = True
         if not self.workers:
             self._start()
         self.world.note("calm")
+        if self.backfills:
+            await self.backfills.complete(LIVE_SECONDS)
         await self._quiet()
         await asyncio.sleep(SETTLE_SECONDS)
-        await check(self.site, self.records, self.workers)
+        await check(self.site, self.records, self._loaded, self.workers, refilled=self.backfills is not None)
+        if self.backfills:
+            await self.backfills.check()
 
     async def _quiet(self) -> None:
         deadline = self.loop.time() + LIVE_SECONDS
-        while not await is_quiet(self.site):
+        while not await is_quiet(self.site, self.records):
             self._require_alive()
             if self.loop.time() > deadline:
                 stopped = [

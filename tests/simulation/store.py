@@ -1,9 +1,10 @@
-"""A Redis in memory, for the real `OnlineStore`: its two scripts, hashes, and a journal that failures cut short."""
+"""A Redis in memory, for the real `OnlineStore`: its scripts, hashes, and a journal that failures cut short."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -12,7 +13,7 @@ import hiredis
 from redis import exceptions as redis_errors
 
 from featurestore.online.keys import Keyspace
-from featurestore.online.scripts import SET_IF_NEWER, SWAP_FIELD
+from featurestore.online.scripts import PROMOTE, SET_IF_NEWER, SWAP_FIELD
 from featurestore.online.store import OnlineStore
 from featurestore.online.wire import Wire
 from tests.simulation.world import Gone, Part, Violation, World
@@ -30,7 +31,9 @@ class SimulatedRedis:
         self.world, self.part = world, Part(world, "redis")
         self.values: dict[bytes, bytes] = {}
         self.hashes: dict[bytes, dict[bytes, bytes]] = {}
-        self._journal: list[_UNDO] = []
+        self.readable: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
+        """By key, which offsets its values stood at, and from which instant (µs) on each could be read."""
+        self._journal: list[tuple[_UNDO, ...]] = []
         self._scripts: set[str] = set()
 
     def client(self) -> OnlineStore:
@@ -42,7 +45,7 @@ class SimulatedRedis:
         kept = max(0, len(self._journal) - writes)
         lost = self._journal[kept:]
         del self._journal[kept:]
-        for name, field, before in reversed(lost):
+        for name, field, before in (undo for write in reversed(lost) for undo in reversed(write)):
             target, key = (self.values, name) if field is None else (self.hashes[name], field)
             if before is None:
                 del target[key]
@@ -67,7 +70,7 @@ class SimulatedRedis:
         return [self.run(words) for words in commands]
 
     def _script(self, action: bytes, body: bytes) -> bytes:
-        known = {script.body.encode(): script.sha for script in (SET_IF_NEWER, SWAP_FIELD)}
+        known = {script.body.encode(): script.sha for script in (SET_IF_NEWER, SWAP_FIELD, PROMOTE)}
         assert action == b"LOAD"
         self._scripts.add(known[body])
         return known[body].encode()
@@ -101,17 +104,51 @@ class SimulatedRedis:
         for i, (key, value) in enumerate(zip(keys, arguments[1:], strict=True), 1):
             stored, new = self.values.get(key), _POSITION.unpack_from(value, 16)
             old = _POSITION.unpack_from(stored, 16) if stored is not None else None
-            if old is not None and old[0] == new[0] and old[2] != new[2]:
-                misrouted.append(i)
+            if old is not None and old[0] == new[0] and old[2] >= 0 and old[2] != new[2]:
+                # One of nobody's follows no other; one of another partition is refused.
+                older += new[2] < 0
+                misrouted += [i] * (new[2] >= 0)
             elif old is not None and new[:2] <= old[:2]:
                 older += 1
             else:
-                self._journal.append((key, None, stored))
-                self.values[key] = value
+                self._put(key, value)
                 last = i
         self.world.counts["older values refused"] += older
         self.world.note(f"redis: {len(keys)} values, {older} older, up to {_POSITION.unpack_from(arguments[-1], 16)}")
         return [older, misrouted, [], last]
+
+    def promote(self, keys: Sequence[bytes], _arguments: Sequence[bytes]) -> int:
+        moved = 0
+        for live, waiting in zip(keys[::2], keys[1::2], strict=True):
+            value, stored = self.values.get(waiting), self.values.get(live)
+            if value is None:
+                continue
+            if stored is None or _POSITION.unpack_from(value, 16)[:2] > _POSITION.unpack_from(stored, 16)[:2]:
+                self._put(live, value, renamed=waiting)
+                moved += 1
+            else:
+                self._del(waiting)
+        self.world.note(f"redis: {moved} of {len(keys) // 2} values promoted")
+        return moved
+
+    def _put(self, key: bytes, value: bytes, renamed: bytes | None = None) -> None:
+        undo: list[_UNDO] = [(key, None, self.values.get(key))]
+        if renamed is not None:
+            undo.append((renamed, None, self.values.pop(renamed)))
+        self._journal.append(tuple(undo))
+        self.values[key] = value
+        self.readable[key].append((_POSITION.unpack_from(value, 16)[1], self.world.now()))
+
+    def _del(self, *names: bytes) -> int:
+        there = [name for name in names if name in self.values]
+        for name in there:
+            self._journal.append(((name, None, self.values.pop(name)),))
+        return len(there)
+
+    def _scan(self, _cursor: bytes, _match: bytes, pattern: bytes, _count: bytes, _at_once: bytes) -> list[Any]:
+        """All at once, which a server may do."""
+        prefix, _, _ = pattern.partition(b"{")
+        return [b"0", sorted(name for name in self.values if name.startswith(prefix))]
 
     def swap_field(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes | int | None:
         (name, *witnesses), (field, expected, new, *positions) = keys, arguments
@@ -122,21 +159,29 @@ class SimulatedRedis:
             if self.values.get(witness, b"")[16:40] != position:
                 self.world.counts["fences refused"] += 1
                 return number
+        self._journal.append(((name, field, stored),))
+        if not new:
+            del self.hashes[name][field]
+            self.world.note(f"redis: {name.decode()}[{field.decode()}] is removed")
+            return None
         if stored is not None and _position(new) < _position(stored):
             raise Violation(f"{name.decode()}[{field.decode()}] went back from {stored!r} to {new!r}")
-        self._journal.append((name, field, stored))
         self.hashes[name][field] = new
         self.world.note(f"redis: {name.decode()}[{field.decode()}] = {_position(new)}")
         return None
 
 
 _pack: Any = hiredis.pack_command  # declared as taking a tuple of one word
-_SCRIPTS = {SET_IF_NEWER.sha: SimulatedRedis.set_if_newer, SWAP_FIELD.sha: SimulatedRedis.swap_field}
+_SCRIPTS = {
+    SET_IF_NEWER.sha: SimulatedRedis.set_if_newer,
+    SWAP_FIELD.sha: SimulatedRedis.swap_field,
+    PROMOTE.sha: SimulatedRedis.promote,
+}
 
 
 def _position(record: bytes) -> tuple[int, int]:
     fields: dict[str, Any] = json.loads(record)
-    return int(fields.get("generation", 0)), int(fields["offset"])
+    return int(fields.get("generation", 0)), int(fields.get("offset", 0))  # the mark of a backfill has no offset
 
 
 class _Client:
@@ -177,6 +222,13 @@ class _Client:
 
     async def info(self, _section: str = "") -> dict[str, Any]:
         return dict(await self.ask(b"INFO"))
+
+    async def scan(self, cursor: int, *, match: bytes, count: int) -> tuple[int, list[bytes]]:
+        found, names = await self.ask(b"SCAN", cursor, b"MATCH", match, b"COUNT", count)
+        return int(found), names
+
+    async def delete(self, *names: bytes) -> Any:
+        return await self.ask(b"DEL", *names)
 
     def pipeline(self, *, transaction: bool) -> _Beats:
         assert transaction
