@@ -40,18 +40,13 @@ def evaluate_history(
     layout = layout_of(view)
     with np.errstate(all="ignore"):
         leaves = leaves_of(np, view, layout.columns, events, pool)
-        mine = np.nonzero(concerned(view, leaves, events, np, pool))[0]
         entity, asked = _entities(events.keys, keys)
-        order = mine[_order(entity[mine], events.time[mine], events.seq[mine])]
+        order = _order(entity, events.time, events.seq, concerned(view, leaves, events, np, pool))
         seen = None if visible is None else VisibleTimes(visible[order])
-        questions = _Questions(entity[order], events.time[order], asked, at, seen)
+        time, seq = events.time[order], events.seq[order]
+        questions = _Questions(entity[order], time, asked, at, seen)
         chosen = take_leaves(leaves, order)
-        answers = _Answers(
-            view,
-            layout,
-            questions,
-            lambda stored: events_of(np, stored, chosen, events.time[order], events.seq[order], pool),
-        )
+        answers = _Answers(view, layout, questions, lambda stored: events_of(np, stored, chosen, time, seq, pool))
         columns = [
             finish(
                 a, view.ttl, OPERATIONS[a.op].finalize(np, a, answers.state(a, place)), questions.instants, pool.texts
@@ -75,10 +70,25 @@ def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _order(entity: np.ndarray, time: np.ndarray, seq: np.ndarray) -> np.ndarray:
-    """By entity, then time, then seq. A lake's files are in time order, and one sort is cheaper than three."""
+def _order(entity: np.ndarray, time: np.ndarray, seq: np.ndarray, mine: np.ndarray) -> np.ndarray:
+    """Rows of those that are `mine`, by entity, then time, then seq. A lake's files are in time order, and one sort is
+    cheaper than three."""
+    rows = None if mine.all() else np.flatnonzero(mine)
+    if rows is not None:
+        entity, time, seq = entity[rows], time[rows], seq[rows]
     ascending = (time[1:] > time[:-1]) | ((time[1:] == time[:-1]) & (seq[1:] > seq[:-1]))
-    return np.argsort(entity, kind="stable") if ascending.all() else np.lexsort((seq, time, entity))
+    order = _by_entity(entity) if ascending.all() else np.lexsort((seq, time, entity))
+    return order if rows is None else rows[order]
+
+
+def _by_entity(entity: np.ndarray) -> np.ndarray:
+    """As a stable `argsort`. NumPy counts numbers of 16 bits, which takes a fraction of the time of comparing them."""
+    if entity.max(initial=0) >= 2**32 - 1:
+        return np.argsort(entity, kind="stable")
+    numbers = (entity + 1).astype(np.uint32)  # from -1 on, for none
+    order = np.argsort(numbers.astype(np.uint16), kind="stable")
+    upper = (numbers >> 16).astype(np.uint16)
+    return order[np.argsort(upper[order], kind="stable")] if upper.any() else order
 
 
 class _Timeline:
@@ -195,17 +205,21 @@ def _by_position(partial: Partial, a: CompiledAggregate, events: Events, questio
     if questions.visible is not None:
         return _by_tree(partial, a, events, questions)
     low, high = questions.low(a), questions.high
-    counted = np.nonzero(events.chosen)[0]
-    before = np.concatenate([[0], np.cumsum(events.chosen)])
-    first, last = before[low], before[np.maximum(low, high)]
+    first, last, counted = low, np.maximum(low, high), None
+    if not events.chosen.all():
+        counted = np.flatnonzero(events.chosen)
+        before = np.concatenate([[0], np.cumsum(events.chosen)])
+        first, last = before[first], before[last]
     n = max(1, a.n)
     step = np.arange(n)
     wanted = first[:, None] + step if a.op == "first" else last[:, None] - 1 - step
     exists = (wanted >= first[:, None]) & (wanted < last[:, None])
-    row = counted[np.where(exists, wanted, 0)] if counted.size else np.zeros(wanted.shape, np.int64)
+    some = bool(exists.any())
+    row = np.where(exists, wanted, 0)
+    row = row if counted is None or not some else counted[row]
     state = []
     for field, source in zip(partial.fields, (events.time, events.seq, events.values), strict=True):
-        values = np.where(exists, source[row], field.empty) if counted.size else np.full(wanted.shape, field.empty)
+        values = np.where(exists, source[row], field.empty) if some else np.full(wanted.shape, field.empty)
         state.append(values.astype(field.dtype)[:, 0] if n == 1 else values.astype(field.dtype))
     return tuple(state)
 

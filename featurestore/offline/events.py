@@ -126,12 +126,15 @@ def scan_events(
     version: int | None = None,
     until: int | None = None,
     paths: Sequence[str] | None = None,
+    visible_time: bool = True,
 ) -> Iterator[pa.RecordBatch]:
-    """As `read_events`, a batch at a time, in no order and with `visible_time`: for more than memory holds.
+    """As `read_events`, a batch at a time, in no order: for more than memory holds.
 
     `paths` are some of `event_files`; without them, all.
     """
-    schema = _schema_of(source, columns).append(pa.field(VISIBLE_TIME, INSTANT))
+    schema = _schema_of(source, columns)
+    if visible_time:
+        schema = schema.append(pa.field(VISIBLE_TIME, INSTANT))
     snapshot = lake.snapshot(events_table(source.name), version)
     if snapshot is None:
         return

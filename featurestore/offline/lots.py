@@ -7,8 +7,11 @@ the entities whose number is b modulo B.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +51,14 @@ class Lot:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """What is read of an event."""
         return columns_of(self.views)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What is kept of an event when its entity has a number: keys only where features look at them."""
+        wanted = {name for view in self.views for name in layout_of(view).columns} | {self.source.event_time}
+        return tuple(name for name in dict.fromkeys([*self.columns, self.source.event_time]) if name in wanted)
 
     def named(self, columns: pa.Table | Mapping[str, pa.Array]) -> pa.Array:
         """What tells entities apart, null where a part is null: canonical keys, or the one key column as it is."""
@@ -62,7 +72,15 @@ class Lot:
     def event_bytes(self, as_served: bool) -> int:
         """About what an event costs while the lot is evaluated."""
         states = [len(group.stored) for view in self.views for group in layout_of(view).groups]
-        return 120 + 24 * len(self.columns) + 40 * max(1, sum(states)) + (90 * len(self.views) if as_served else 0)
+        return 120 + 24 * len(self.kept) + 40 * max(1, sum(states)) + (90 * len(self.views) if as_served else 0)
+
+    def held_bytes(self, as_served: bool) -> int:
+        """About what an event costs while others are evaluated."""
+        return 24 + 12 * len(self.kept) + (8 * len(self.views) if as_served else 0)
+
+    def answer_bytes(self) -> int:
+        """About what the answers to a row of the spine take."""
+        return 8 + 18 * len(self.features)
 
     def row_bytes(self) -> int:
         """About what a row of the spine costs while the lot is evaluated."""
@@ -110,6 +128,7 @@ class Reading:
         self._lake = Lake(self.job.lake)
         self._records: list[tuple[CompiledView, Visibility]] = []
         self._homes: dict[int, np.ndarray] = {}
+        self._turn = Lock()
         if self.job.as_served:
             self._records = [
                 (view, Visibility.read(self._lake, view, self.job.versions.get(visible_table(view))))
@@ -117,37 +136,69 @@ class Reading:
             ]
 
     def batches(self, paths: Sequence[str]) -> Iterator[pa.Table]:
-        """Events of the spine's entities in these files: the lot's columns, its source's event time, `_partition`,
-        `_offset`, `_entity`, and for `as_served` the instants by view id."""
+        """Events of the spine's entities in these files: `Lot.kept`, `_partition`, `_offset`, `_entity`, and for
+        `as_served` the instants by view id."""
+        return map(self._numbered, _gathered(self._scanned(paths)))
+
+    def by_bucket(self, paths: Sequence[str], threads: int) -> list[pa.Table]:
+        """All of them, as `batches` has them, each bucket's for itself; in memory."""
+        nothing = events_schema(self.job, self.lot).empty_table()
+        found: list[list[pa.Table]] = [[nothing] for _ in range(self.job.buckets)]
+        waiting: deque[Future[list[pa.Table]]] = deque()
+
+        def take(left: int) -> None:
+            while len(waiting) > left:
+                for bucket, part in zip(found, waiting.popleft().result(), strict=True):
+                    bucket.append(part)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for events in _gathered(self._scanned(paths)):
+                waiting.append(pool.submit(self._divided, events))
+                take(threads)
+            take(0)
+        return [pa.concat_tables(parts) for parts in found]
+
+    def _scanned(self, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
         lot, job = self.lot, self.job
-        version = job.version(lot)
-        found = scan_events(self._lake, lot.source, lot.columns, version=version, until=job.until, paths=paths)
-        for events in _gathered(found):
-            numbers = pc.index_in(lot.named(events), value_set=self.entities)
+        return scan_events(self._lake, lot.source, lot.columns, version=job.version(lot), until=job.until, paths=paths,
+                           visible_time=job.as_served)  # fmt: skip
+
+    def _divided(self, events: pa.Table) -> list[pa.Table]:
+        numbered = self._numbered(events)
+        bucket = numbered[ENTITY].to_numpy() % self.job.buckets
+        return [numbered.filter(pa.array(bucket == number)) for number in range(self.job.buckets)]
+
+    def _numbered(self, events: pa.Table) -> pa.Table:
+        numbers = pc.index_in(self.lot.named(events), value_set=self.entities)
+        kept = events.drop_columns([name for name in self.lot.columns if name not in self.lot.kept])
+        if numbers.null_count:
             mine = numbers.is_valid()
-            kept = events.filter(mine)
-            entity = numbers.filter(mine).to_numpy(zero_copy_only=False).astype(np.int64)
-            kept = kept.append_column(ENTITY, pa.array(entity))
-            for view, record in self._records:
-                kept = kept.append_column(view.id, pa.array(self._instants(view, record, kept, entity)))
-            yield kept.drop_columns([VISIBLE_TIME])
+            kept, numbers = kept.filter(mine), numbers.filter(mine)
+        entity = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+        kept = kept.append_column(ENTITY, pa.array(entity))
+        if not self.job.as_served:
+            return kept
+        for view, record in self._records:
+            kept = kept.append_column(view.id, pa.array(self._instants(view, record, kept, entity)))
+        return kept.drop_columns([VISIBLE_TIME])
 
     def _instants(self, view: CompiledView, record: Visibility, events: pa.Table, entity: np.ndarray) -> np.ndarray:
-        for count in record.placings:
-            if count not in self._homes:
-                keys = self.entities if len(self.lot.keys) > 1 else canonical_keys([self.entities])
-                self._homes[count] = partitions_of(keys, count, -1)
+        with self._turn:
+            for count in record.placings:
+                if count not in self._homes:
+                    keys = self.entities if len(self.lot.keys) > 1 else canonical_keys([self.entities])
+                    self._homes[count] = partitions_of(keys, count, -1)
         taken = events[VISIBLE_TIME].cast(pa.int64()).to_numpy()
         instants, known = record.of_rows(_seq(events), taken, lambda count: self._homes[count][entity])
-        self.known[view.id] = self.known.get(view.id, Known()) + known
+        with self._turn:
+            self.known[view.id] = self.known.get(view.id, Known()) + known
         return instants
 
 
 def events_schema(job: Job, lot: Lot) -> pa.Schema:
     """Of what `Reading.batches` gives."""
     contract = lot.source.contract
-    names = dict.fromkeys([*lot.columns, lot.source.event_time])
-    fields = [pa.field(name, ARROW_TYPES[contract.field(name).dtype]) for name in names]
+    fields = [pa.field(name, ARROW_TYPES[contract.field(name).dtype]) for name in lot.kept]
     fields += [pa.field(PARTITION, pa.int32()), pa.field(OFFSET, pa.int64()), pa.field(ENTITY, pa.int64())]
     return pa.schema(fields + [pa.field(view.id, pa.int64()) for view in lot.views if job.as_served])
 

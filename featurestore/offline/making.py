@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from featurestore.offline.events import event_files, events_table
 from featurestore.offline.files import PARQUET, write_durably
 from featurestore.offline.history import by_source, narrowed
 from featurestore.offline.lake import Lake
-from featurestore.offline.lots import AT, ENTITY, ROW, Job, Lot, Reading, evaluate, events_schema, lots_of
+from featurestore.offline.lots import AT, ENTITY, ROW, Job, Lot, Reading, evaluate, lots_of
 from featurestore.offline.manifest import MANIFEST, ExportedFile, Kind, Manifest
 from featurestore.offline.output import check_target, install
 from featurestore.offline.running import Runner, runner
 from featurestore.offline.scratch import answer, answers_path, counted, divide, read_answers, write_keys, write_rows
-from featurestore.offline.sizing import DEFAULT_MEMORY, Size, size_of
+from featurestore.offline.sizing import DEFAULT_MEMORY, PARTS, WHOLE_EVENTS, Size, size_of
 from featurestore.offline.spine import Spine, read_spine
 from featurestore.offline.visibility import Known, visible_table
 from featurestore.offline.workplace import workplace
@@ -212,6 +213,10 @@ class _Work:
         self._part_rows = max(1, min(MAX_ROWS, MAX_CELLS // max(1, len(asked.service.feature_names))))
         self._until = int(spine.at.max()) if len(spine) else MIN_INSTANT
 
+    @property
+    def _processes(self) -> int:
+        return self._means.processes or os.cpu_count() or 1
+
     def identity(self, spine_sha256: str) -> dict[str, Any]:
         """What makes two exports one and the same."""
         options = self._options
@@ -244,16 +249,22 @@ class _Work:
         return tuple(self._parts(folder / "out", answers)), known
 
     def in_one_piece(self, settled: Settled) -> tuple[list[Answers], dict[str, Known]]:
-        job, files = self._job(settled), self._files(settled.versions)
+        files = self._files(settled.versions)
         self._require_events(files)
         answers, known = list[Answers](), dict[str, Known]()
+        parts = PARTS if sum(sum(found.values()) for found in files.values()) > WHOLE_EVENTS else 1
+        job = replace(self._job(settled), buckets=parts)
+        threads = min(parts, self._processes)
         for lot in self._lots:
             entities, rows = self._rows(lot)
             reading = Reading(job, lot, entities)
-            events = [*reading.batches([*files[lot.source.name]])] or [events_schema(job, lot).empty_table()]
-            answers.append(evaluate(job, lot, pa.concat_tables(events), rows).slice)
+            events = reading.by_bucket([*files[lot.source.name]], threads)
+            asked = _by_bucket(rows, parts)
+            with ThreadPoolExecutor(threads) as pool:
+                found = pool.map(evaluate, repeat(job), repeat(lot), _handed_over(events), asked)
+                answers.append(of_buckets(list(found)))
             known |= reading.known
-        return [_from_to(part) for part in answers], known
+        return answers, known
 
     def _in_buckets(self, folder: Path, settled: Settled) -> tuple[list[Answers], dict[str, Known]]:
         job, files = self._job(settled), self._files(settled.versions)
@@ -326,7 +337,7 @@ class _Work:
         rows = len(self._spine)
         size = size_of(
             self._lots, events, rows, self._spine.table.nbytes, memory=means.memory,
-            processes=means.processes or os.cpu_count() or 1, as_served=self._options.as_served,
+            processes=self._processes, as_served=self._options.as_served,
             output_bytes=min(rows, self._part_rows) * (32 + 24 * features),
         )  # fmt: skip
         return size if means.executor is None else replace(size, buckets=max(REMOTE_BUCKETS, size.buckets))
@@ -343,8 +354,16 @@ class _Work:
                 )
 
 
-def _from_to(slices: Callable[[int, int], pa.Table]) -> Answers:
-    return lambda start, stop: slices(start, stop - start)
+def _handed_over(events: list[pa.Table]) -> Iterator[pa.Table]:
+    """Each is held by nobody else from then on."""
+    while events:
+        yield events.pop(0)
+
+
+def _by_bucket(rows: pa.Table, parts: int) -> list[pa.Table]:
+    """Rows of entities by their numbers; those of none are in the first."""
+    bucket = rows[ENTITY].fill_null(0).to_numpy() % parts
+    return [rows.filter(pa.array(bucket == number)) for number in range(parts)] if parts > 1 else [rows]
 
 
 def _pieces(files: Mapping[str, int], processes: int) -> list[list[str]]:

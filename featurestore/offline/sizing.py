@@ -13,8 +13,11 @@ LEAST_MEMORY = 512 << 20
 
 PROCESS_BYTES = 220 << 20
 """Of a process that has done nothing yet, with the parts of the lake and the engine that it needs."""
-INLINE_ROWS = 4_000_000
-"""Events and rows up to which starting processes costs more than it gains."""
+WHOLE_EVENTS = 200_000
+"""Events up to which it is not worth the while to divide what is done in one process."""
+PARTS = 4
+"""Into which it is divided otherwise, for threads, and whatever the machine: the last digit of a sum must not depend on
+that."""
 MAX_BUCKETS = 1024
 
 
@@ -28,8 +31,8 @@ def size_of(
     lots: Sequence[Lot], events: Mapping[str, int], spine_rows: int, spine_bytes: int, *, memory: int, processes: int,
     as_served: bool, output_bytes: int,
 ) -> Size:  # fmt: skip
-    """`events` by source. One bucket, in this process, where all fits and is little; else as many as keep `processes`
-    of them and this one within `memory` bytes. UsageError where the spine alone does not fit."""
+    """`events` by source. One bucket, in this process, where all fits into `memory` bytes; else as many as keep
+    `processes` of them and this one within that. UsageError where the spine alone does not fit."""
     if memory < LEAST_MEMORY:
         least = f"{LEAST_MEMORY >> 20} MiB"
         raise UsageError(f"an export cannot do with {memory >> 20} MiB of memory", hint=f"{least} is the least it can",
@@ -41,8 +44,11 @@ def size_of(
             hint="give more --memory, or export the spine in parts", field="memory",
         )  # fmt: skip
     needs = [events[lot.source.name] * lot.event_bytes(as_served) + spine_rows * lot.row_bytes() for lot in lots]
-    counted = max((events[lot.source.name] for lot in lots), default=0) + spine_rows
-    if sum(needs) <= free and counted <= INLINE_ROWS:
+    # Of all events what is kept, and of the parts that are evaluated at a time what that takes.
+    at_once = min(processes, PARTS)
+    peak = max((events[lot.source.name] * lot.held_bytes(as_served) + need * at_once // PARTS
+                for lot, need in zip(lots, needs, strict=True)), default=0)  # fmt: skip
+    if spine_rows * sum(lot.answer_bytes() for lot in lots) + max(peak, output_bytes) <= free:
         return Size(1, 1)
     processes = max(1, min(processes, free // (2 * PROCESS_BYTES)))
     each = free - output_bytes if processes == 1 else free // processes - PROCESS_BYTES
