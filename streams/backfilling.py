@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from featurestore.clock import DAY
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.errors import FeatureStoreError, RebuildConflict, Unavailable
+from featurestore.offline.events import newest_before
 from featurestore.offline.loads import loaded
-from featurestore.online.fences import Fence, Rebuild, Stage
+from featurestore.online.fences import Fence, Rebuild, Stage, begins_of
 from featurestore.online.keys import staged
 from streams.folding import NOTHING, retention_ms
 from streams.regenerating import Done, Mark, Regenerator, too_short
@@ -52,12 +53,19 @@ class Backfiller(Regenerator):
         counts: dict[str, int] = {}
         for name in {view.source.name for view in self._views.values()}:
             counts[name] = (await asyncio.to_thread(loaded, self._lake, name)).count
-        return [
-            view.id
-            for view in self._views.values()
-            if counts[view.source.name]
-            > min((fence.loads for fence in (await self._store.fences(view.id)).values()), default=0)
-        ]
+        found = []
+        for view in self._views.values():
+            fences = (await self._store.fences(view.id)).values()
+            lacks = counts[view.source.name] > min((fence.loads for fence in fences), default=0)
+            if lacks or await self._began_late(view, begins_of(fences)):
+                found.append(view.id)
+        return found
+
+    async def _began_late(self, view: CompiledView, begins: Mapping[int, int]) -> bool:
+        """Whether the topic no longer had what the lake has when the view's values began."""
+        if not any(begins.values()):
+            return False
+        return await asyncio.to_thread(newest_before, self._lake, self._source(view), begins) is not None
 
     async def _backfill(self, view: CompiledView) -> Done:
         mark = await self._begin(view, [], self._clock.now())

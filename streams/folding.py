@@ -93,6 +93,8 @@ class Accepted:
     last: int
     vector: dict[int, int]
     ledger: dict[int, list[int]]
+    begins: dict[int, int]
+    """As `Fence.begins`."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Canonical keys that cannot be folded here, and the reason code of each."""
 
@@ -155,9 +157,11 @@ class ViewFold:
             )
         vector = dict(self.fence.vector)
         ledger = {p: list(counts) for p, counts in self.fence.ledger.items()}
-        kept, start, whole = [], 0, True
+        begins, kept, start, whole = dict(self.fence.begins), [], 0, True
         for piece in delivery.pieces:
             size = len(piece.source_offsets)
+            if not self.fence.generation and piece.source_partition not in vector:
+                begins[piece.source_partition] = int(piece.source_offsets[0])
             had = vector.get(piece.source_partition, NOTHING)
             seen = 0
             if piece.source_offsets[0] <= had:
@@ -181,6 +185,7 @@ class ViewFold:
             last=delivery.last,
             vector=vector,
             ledger=ledger,
+            begins=begins,
             refused=dict.fromkeys(_too_long(events), KEY_TOO_LONG),
         )
 
@@ -239,6 +244,7 @@ class ViewFold:
             written_at=self.fence.written_at,
             loads=self.fence.loads,
             readable=self.fence.readable and self._replaced.isdisjoint(folded.keys),
+            begins=accepted.begins,
         )
         values = self.state.encode(
             folded.slots, generation=fence.generation, partition=self.partition, offset=accepted.last

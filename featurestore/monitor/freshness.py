@@ -13,10 +13,11 @@ import xxhash
 from featurestore.clock import SECOND, Clock, format_instant
 from featurestore.definitions.compiled import CompiledView
 from featurestore.errors import FeatureStoreError
+from featurestore.offline.events import newest_before
 from featurestore.offline.lake import Lake, app_id
 from featurestore.offline.loads import Loaded, loaded
 from featurestore.offline.materialised import features_table
-from featurestore.online.fences import Stage
+from featurestore.online.fences import Stage, begins_of
 from featurestore.online.store import Beat, Fence, OnlineStore, Rebuild
 from featurestore.telemetry import get_logger
 from featurestore.types import STATUS_CODES, Status
@@ -113,6 +114,8 @@ class FreshnessBoard:
         self._recalled: set[tuple[str, int]] = set()
         self._report: dict[str, dict[int, PartitionFreshness]] = {}
         self._loaded: dict[str, Loaded] = {}
+        self._before: dict[str, tuple[Mapping[int, int], int | None]] = {}
+        """By view, where its values began, and the latest event time (µs) of what the lake has of before."""
         self._evicted = False
         self._refreshed = 0
         self._trouble = ""
@@ -149,7 +152,7 @@ class FreshnessBoard:
     async def _keep_recalling(self) -> None:
         loop, last, looked = asyncio.get_running_loop(), 0.0, 0.0
         while True:
-            if loop.time() - looked > LOADS_SECONDS:
+            if loop.time() - looked > LOADS_SECONDS or any(map(self._began_unknown, self._views.values())):
                 looked = loop.time()
                 with suppress(FeatureStoreError):  # as below
                     await self.look_for_loads()
@@ -174,11 +177,16 @@ class FreshnessBoard:
             self._recalled |= {(view.id, p) for p in ids.values()}
 
     async def look_for_loads(self) -> None:
-        """Reads from the lake what history was loaded: values that began without it lack it. Raises Unavailable."""
+        """Reads from the lake what history was loaded, and what it has that topics no longer had when views began:
+        values that began without it lack it. Raises Unavailable."""
         if self._lake is None:
             return
         for source in {view.source.name for view in self._views.values()}:
             self._loaded[source] = await asyncio.to_thread(loaded, self._lake, source)
+        for view in list(self._views.values()):
+            if self._began_unknown(view):
+                begins = begins_of(self._fences[view.id].values())
+                self._before[view.id] = begins, await asyncio.to_thread(newest_before, self._lake, view.source, begins)
 
     def incomplete(self) -> Mapping[str, str]:
         """By view, what its values lack of the history that was loaded, as of the last refresh."""
@@ -186,14 +194,28 @@ class FreshnessBoard:
         return {view.id: lacks for view in known if (lacks := self._lacks(view))}
 
     def _lacks(self, view: CompiledView) -> str:
-        """Which loaded files the values of some partition began without, if they can look back at any."""
+        """What of the lake's history the values of some partition began without, if they can look back at any."""
         found, fences = self._loaded.get(view.source.name), self._fences[view.id].values()
         had = min((fence.loads for fence in fences), default=0)
-        if found is None or had >= found.count:
-            return ""
-        if view.reach is not None and found.newest < self._clock.now() - view.reach:
-            return ""
-        return f"{found.count - had} loaded files; run: featurestore backfill {view.id}"
+        lacks = []
+        if found is not None and had < found.count and self._looks_back_to(view, found.newest):
+            lacks.append(f"{found.count - had} loaded files")
+        if self._began_unknown(view):
+            return "perhaps events of before its values began: the lake is being asked"
+        _, newest = self._before.get(view.id, ({}, None))
+        # A generation that begins with the lake's history has no beginning in the topic.
+        if begins_of(fences) and newest is not None and self._looks_back_to(view, newest):
+            lacks.append("events that the topic no longer had when its values began")
+        return f"{' and '.join(lacks)}; run: featurestore backfill {view.id}" if lacks else ""
+
+    def _began_unknown(self, view: CompiledView) -> bool:
+        """Whether nobody has looked yet for what the lake has of before the view's values began."""
+        begins = begins_of(self._fences.get(view.id, {}).values())
+        asked, _ = self._before.get(view.id, ({}, None))
+        return self._lake is not None and any(begins.values()) and begins != asked
+
+    def _looks_back_to(self, view: CompiledView, instant: int) -> bool:
+        return view.reach is None or instant >= self._clock.now() - view.reach
 
     def _places(self) -> list[tuple[str, int]]:
         """View and partition of all that the store told of."""

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from obstore.exceptions import BaseError
 
-from featurestore.clock import DAY
+from featurestore.clock import DAY, MIN_INSTANT
 from featurestore.contracts.contract import Contract
 from featurestore.definitions.compiled import CompiledSource
 from featurestore.engine.columns import ARROW_TYPES, LOADED
@@ -173,6 +173,34 @@ def count_events(lake: Lake, source: CompiledSource, version: int | None = None)
     """How many events of the source the lake holds: from the log, no file is opened."""
     snapshot = lake.snapshot(events_table(source.name), version)
     return 0 if snapshot is None else pc.sum(snapshot.files["num_records"]).as_py() or 0
+
+
+def newest_before(lake: Lake, source: CompiledSource, begins: Mapping[int, int]) -> int | None:
+    """The latest event time (µs) of what the lake has of source partitions before the offsets given for each; None
+    where it has nothing. Raises Unavailable."""
+    wanted = {p: first for p, first in begins.items() if first > 0}
+    snapshot = lake.snapshot(events_table(source.name)) if wanted else None
+    if snapshot is None:
+        return None
+    limits = np.zeros(max(wanted) + 1, np.int64)
+    limits[list(wanted)] = list(wanted.values())
+    newest: int | None = None
+    for batch in scan_events(lake, source, (), paths=_starting_before(snapshot, int(limits.max())), visible_time=False):
+        partition = batch.column(PARTITION).to_numpy().astype(np.int64)
+        known = (partition >= 0) & (partition < limits.size)
+        early = known & (batch.column(OFFSET).to_numpy() < limits[np.where(known, partition, 0)])
+        if early.any():
+            times = batch.column(source.event_time).cast(INSTANT).view(pa.int64()).to_numpy()
+            newest = max(int(times[early].max()), MIN_INSTANT if newest is None else newest)
+    return newest
+
+
+def _starting_before(snapshot: Snapshot, offset: int) -> list[str]:
+    """Files that may hold rows at offsets below this one."""
+    files = snapshot.files
+    if f"min.{OFFSET}" in files.column_names:
+        files = files.filter(pc.less(files[f"min.{OFFSET}"], offset).fill_null(True))
+    return sorted(files["path"].to_pylist())
 
 
 def streamed_since(lake: Lake, source: CompiledSource) -> int | None:

@@ -7,10 +7,9 @@ the entities whose number is b modulo B.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -140,23 +139,9 @@ class Reading:
         `as_served` the instants by view id."""
         return map(self._numbered, _gathered(self._scanned(paths)))
 
-    def by_bucket(self, paths: Sequence[str], threads: int) -> list[pa.Table]:
-        """All of them, as `batches` has them, each bucket's for itself; in memory."""
-        nothing = events_schema(self.job, self.lot).empty_table()
-        found: list[list[pa.Table]] = [[nothing] for _ in range(self.job.buckets)]
-        waiting: deque[Future[list[pa.Table]]] = deque()
-
-        def take(left: int) -> None:
-            while len(waiting) > left:
-                for bucket, part in zip(found, waiting.popleft().result(), strict=True):
-                    bucket.append(part)
-
-        with ThreadPoolExecutor(threads) as pool:
-            for events in _gathered(self._scanned(paths)):
-                waiting.append(pool.submit(self._divided, events))
-                take(threads)
-            take(0)
-        return [pa.concat_tables(parts) for parts in found]
+    def divided(self, paths: Sequence[str]) -> Iterator[Callable[[], list[pa.Table]]]:
+        """As `batches`; each is numbered, and divided into the job's buckets, by who calls for it, in any thread."""
+        return (partial(self._divided, events) for events in _gathered(self._scanned(paths)))
 
     def _scanned(self, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
         lot, job = self.lot, self.job

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from featurestore.offline.events import event_files, events_table
 from featurestore.offline.files import PARQUET, write_durably
 from featurestore.offline.history import by_source, narrowed
 from featurestore.offline.lake import Lake
-from featurestore.offline.lots import AT, ENTITY, ROW, Job, Lot, Reading, evaluate, lots_of
+from featurestore.offline.lots import AT, ENTITY, ROW, Job, Lot, Reading, lots_of
 from featurestore.offline.manifest import MANIFEST, ExportedFile, Kind, Manifest
 from featurestore.offline.output import check_target, install
 from featurestore.offline.running import Runner, runner
@@ -37,6 +36,7 @@ from featurestore.offline.scratch import answer, answers_path, counted, divide, 
 from featurestore.offline.sizing import DEFAULT_MEMORY, PARTS, WHOLE_EVENTS, Size, size_of
 from featurestore.offline.spine import Spine, read_spine
 from featurestore.offline.visibility import Known, visible_table
+from featurestore.offline.whole import answers_by_bucket, events_by_bucket
 from featurestore.offline.workplace import workplace
 from featurestore.telemetry import package_version
 
@@ -257,14 +257,23 @@ class _Work:
         threads = min(parts, self._processes)
         for lot in self._lots:
             entities, rows = self._rows(lot)
-            reading = Reading(job, lot, entities)
-            events = reading.by_bucket([*files[lot.source.name]], threads)
-            asked = _by_bucket(rows, parts)
-            with ThreadPoolExecutor(threads) as pool:
-                found = pool.map(evaluate, repeat(job), repeat(lot), _handed_over(events), asked)
-                answers.append(of_buckets(list(found)))
+            reading, of_source = Reading(job, lot, entities), files[lot.source.name]
+            self._means.progress("reading events", 0, sum(of_source.values()))
+            events = events_by_bucket(reading, [*of_source], threads)
+            self._means.progress("reading events", sum(of_source.values()), sum(of_source.values()))
+            found = answers_by_bucket(job, lot, events, rows, threads)
+            answers.append(of_buckets(self._counted(found, len(self._spine))))
             known |= reading.known
         return answers, known
+
+    def _counted(self, answers: Iterable[pa.Table], rows: int) -> list[pa.Table]:
+        """All of them; says how far they are."""
+        self._means.progress("computing rows", 0, rows)
+        found: list[pa.Table] = []
+        for table in answers:
+            found.append(table)
+            self._means.progress("computing rows", sum(part.num_rows for part in found), rows)
+        return found
 
     def _in_buckets(self, folder: Path, settled: Settled) -> tuple[list[Answers], dict[str, Known]]:
         job, files = self._job(settled), self._files(settled.versions)
@@ -352,18 +361,6 @@ class _Work:
                     hint=f"is FS_LAKE the lake that the worker of topic {source.topic} writes to, and has it run?",
                     field="lake",
                 )
-
-
-def _handed_over(events: list[pa.Table]) -> Iterator[pa.Table]:
-    """Each is held by nobody else from then on."""
-    while events:
-        yield events.pop(0)
-
-
-def _by_bucket(rows: pa.Table, parts: int) -> list[pa.Table]:
-    """Rows of entities by their numbers; those of none are in the first."""
-    bucket = rows[ENTITY].fill_null(0).to_numpy() % parts
-    return [rows.filter(pa.array(bucket == number)) for number in range(parts)] if parts > 1 else [rows]
 
 
 def _pieces(files: Mapping[str, int], processes: int) -> list[list[str]]:

@@ -4,7 +4,7 @@ Records are JSON in the fields of a hash, so that an operator can read them with
 does not know, so that workers of two releases can share a store during a rollout.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from math import isfinite
 from typing import Annotated, TypeVar, cast
@@ -48,9 +48,22 @@ class Fence(msgspec.Struct, frozen=True):
     """False where some of the events up to the offset cannot be read: a backfill had replaced values that they would
     have changed with such that end before them. The generation that it began holds them when it comes to them."""
 
+    begins: dict[Partition, Offset] = {}
+    """Source partition → the first source offset that was delivered; of a first generation. What the lake has of
+    before, the values lack: the topic no longer had it when they began."""
+
     @property
     def position(self) -> tuple[int, int]:
         return self.generation, self.offset
+
+
+def begins_of(fences: Iterable[Fence]) -> dict[int, int]:
+    """Source partition → the first source offset that a view's values hold, of all its partitions together."""
+    begins: dict[int, int] = {}
+    for fence in fences:
+        for p, first in fence.begins.items():
+            begins[p] = min(begins.get(p, first), first)
+    return begins
 
 
 class IntakeMark(msgspec.Struct, frozen=True):

@@ -4,12 +4,15 @@ A year of real departures and a spine drawn from it, Parquet to Parquet, in one 
 events of 100,000 entities in their place, of which the k-th is drawn by the power `--skew` of an even draw. Latest
 values stand beside DuckDB's ASOF JOIN; windows of 1h, 24h and 7d beside NumPy's sort, prefix sums and
 `maximum.reduceat`. Answers are compared cell by cell before a figure is printed. `--peers none` measures ours alone,
-where the others do not fit into memory. Peak memory is of all processes of an export, shared pages counted once.
+where the others do not fit into memory. Peak memory is of all processes of an export that runs by itself, shared pages
+counted once. `--dask` runs windows on a cluster of one worker, and of two.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from time import perf_counter
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -32,9 +36,11 @@ from featurestore.definitions.compile import check
 from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.export import export
 from featurestore.offline.lake import Lake
+from featurestore.offline.visibility import visible_table
 from featurestore.registry.catalog import Catalog
 from featurestore.registry.log import Registry
 from featurestore.registry.plan import apply
+from streams.visibility import Seen, seen_rows
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 WINDOWS = {"1h": (HOUR, HOUR // 12), "24h": (DAY, HOUR), "7d": (7 * DAY, 6 * HOUR)}
@@ -71,6 +77,10 @@ APPENDED = 1_000_000
 """Events of one file, in time order."""
 
 
+FLUSHED, HOMES = 10_000, 4
+"""Events that became readable at a time, and the entity partitions that they did in."""
+
+
 class Bench:
     def __init__(self, directory: Path, rows: int, events: int = 0, skew: float = 2.0) -> None:
         self.directory = directory
@@ -79,6 +89,7 @@ class Bench:
         contracts = {"flights.departures/v1": load_contract(SCHEMAS, "flights.departures/v1")}
         self.events, self.spine = directory / "events.parquet", directory / "spine.parquet"
         flights = flights_of(contracts["flights.departures/v1"], load_flights())
+        [self.view] = check([Latest], [], contracts).views
         self._fill(_made(flights, events, skew) if events else iter([flights]), now)
         pq.write_table(_spine(self.events, rows), self.spine)
         services = [FeatureService("latest", views=[Latest]), FeatureService("windows", views=[Windows])]
@@ -96,15 +107,29 @@ class Bench:
                 ordered = in_time_order(system_columns(piece, 0, offsets, "departed_at", now))
                 first += piece.num_rows
                 self.lake.append(events_table("departures"), ordered, {"departures/0": first - 1})
+                self._record(ordered)
                 writer.write_table(ordered.select(columns).cast(schema))
         self.count = first
 
-    def ours(self, service: str) -> pa.Table:
-        out = self.directory / service
-        with peak_memory() as peak:
-            export(service, self.spine, out, lake=self.lake, catalog=self.catalog, now=0)
-        self.peak = max(peak)
+    def _record(self, events: pa.Table) -> None:
+        """Each was readable when the last one of its flush had happened."""
+        times = events["event_time"].cast(pa.int64()).to_numpy()
+        offsets = events["_offset"].to_numpy()
+        ends = [*range(FLUSHED - 1, len(times), FLUSHED), len(times) - 1]
+        seen = [Seen(home, int(offsets[end]), HOMES, ((0, -1, int(offsets[end])),), int(times[end]))
+                for home in range(HOMES) for end in ends]  # fmt: skip
+        marks = {f"latest@1/{home}": int(offsets.max()) for home in range(HOMES)}
+        self.lake.append(visible_table(self.view), seen_rows(seen), marks)
+
+    def ours(self, service: str, **options: Any) -> pa.Table:
+        out = self.directory / "out"
+        export(service, self.spine, out, lake=self.lake, catalog=self.catalog, now=0, **options)
         return pq.read_table(sorted(out.glob("*.parquet")))
+
+    def peak(self, service: str, *words: str) -> int:
+        """MiB, of an export in a process that does nothing else."""
+        command = [sys.executable, "-m", "tests.bench.export", "--alone", str(self.directory), service, *words]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) >> 20
 
     def asof_join(self) -> pa.Table:
         out = self.directory / "asof.parquet"
@@ -229,6 +254,27 @@ def _check(ours: pa.Table, plain: pa.Table) -> None:
         assert counted.sum() == ours.num_rows - ours[name].null_count, name
 
 
+def _alone(directory: Path, service: str, as_served: bool) -> None:
+    lake = Lake(str(directory / "lake"))
+    catalog = Registry(str(directory / "lake")).head()
+    with peak_memory() as peak:
+        export(service, directory / "spine.parquet", directory / "alone", lake=lake, catalog=catalog, now=0,
+               as_served=as_served)  # fmt: skip
+    print(max(peak))
+
+
+def _dask(bench: Bench, runs: int) -> None:
+    """The same map on workers of one thread each."""
+    from distributed import LocalCluster  # noqa: PLC0415 — only where it is asked for
+
+    spent = {}
+    for workers in (1, 2):
+        with LocalCluster(workers, threads_per_worker=1, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]
+            url = cluster.scheduler_address.replace("tcp://", "dask://")
+            [(spent[workers], _)] = _timed(runs, partial(bench.ours, "windows", executor=url))
+    print(f"  dask, windows  one worker {spent[1]:6.2f} s   two {spent[2]:6.2f} s   ratio {spent[1] / spent[2]:5.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -236,21 +282,37 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=0)
     parser.add_argument("--skew", type=float, default=2.0)
     parser.add_argument("--peers", choices=("all", "none"), default="all")
+    parser.add_argument("--only", choices=("latest", "served", "windows"))
+    parser.add_argument("--dask", action="store_true")
+    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.alone:
+        return _alone(Path(args.alone[0]), args.alone[1], "served" in args.alone[2:])
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), args.rows, args.events, args.skew)
-        print(f"export: {bench.count:,} events x {args.rows:,} rows, Parquet to Parquet, median of {args.runs}")
-        for what, service, peer, plain in (
-            ("latest value", "latest", "DuckDB ASOF JOIN", bench.asof_join),
-            ("12 windows", "windows", "NumPy prefix sums", bench.prefix_sums),
-        ):
-            peers = [plain] if args.peers == "all" else []
-            (mine, ours), *others = _timed(args.runs, partial(bench.ours, service), *peers)
-            line = f"  {what:14} ours {mine:6.2f} s, peak {bench.peak / 2**20:6,.0f} MiB"
-            for theirs, answer in others:
-                _check(ours, answer)
-                line += f"   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}, answers equal"
-            print(line, flush=True)
+        print(f"export: {bench.count:,} events x {args.rows:,} rows, skew {args.skew}, Parquet to Parquet, median of "
+              f"{args.runs}", flush=True)  # fmt: skip
+        _measure(bench, args)
+        if args.dask:
+            _dask(bench, args.runs)
+    return None
+
+
+def _measure(bench: Bench, args: argparse.Namespace) -> None:
+    for what, short, ours, words, peer, plain in (
+        ("latest value", "latest", partial(bench.ours, "latest"), ("latest",), "DuckDB ASOF JOIN", bench.asof_join),
+        ("as served", "served", partial(bench.ours, "latest", as_served=True), ("latest", "served"), "", None),
+        ("12 windows", "windows", partial(bench.ours, "windows"), ("windows",), "NumPy prefix sums", bench.prefix_sums),
+    ):
+        if args.only not in (None, short):
+            continue
+        peers = [plain] if args.peers == "all" and plain is not None else []
+        (mine, answer), *others = _timed(args.runs, ours, *peers)
+        line = f"  {what:14} ours {mine:6.2f} s, peak {bench.peak(*words):6,} MiB"
+        for theirs, plain_answer in others:
+            _check(answer, plain_answer)
+            line += f"   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}, answers equal"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 from featurestore.clock import DAY, HOUR
 from featurestore.errors import FeatureStoreError, UsageError
-from featurestore.offline import making
+from featurestore.offline import lots, making
 from featurestore.offline.events import events_table, in_time_order, system_columns
 from featurestore.offline.export import export
 from featurestore.offline.lake import Lake, app_id
@@ -96,6 +96,24 @@ def test_buckets_change_no_byte_of_the_rows(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lake", "one", "seven"]
 
 
+@pytest.mark.parametrize("as_served", [False, True])
+def test_parts_of_one_piece_change_no_byte(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_served: bool
+) -> None:
+    options = {"as_served": as_served, "status": True, "as_of": True}
+    whole = run(lake, tmp_path / "whole", **options)
+    monkeypatch.setattr(making, "WHOLE_EVENTS", 0)
+    monkeypatch.setattr(lots, "NUMBERED_ROWS", 300)
+    told: list[tuple[str, int, int]] = []
+    parts = run(lake, tmp_path / "parts", threads=3, progress=lambda *said: told.append(said), **options)
+
+    assert whole.files == parts.files
+    assert whole.visibility == parts.visibility
+    assert (whole.buckets, parts.buckets) == (1, 1)
+    assert {name for name, *_ in told} == {"reading events", "computing rows", "writing rows"}
+    assert all(0 <= done <= total for _, done, total in told)
+
+
 @pytest.mark.slow
 def test_other_processes_change_no_byte(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     divided(monkeypatch, 4)
@@ -119,7 +137,7 @@ def test_what_another_process_raises_arrives_as_it_is(
 GO = """
 import sys
 from pathlib import Path
-from featurestore.offline import making
+from featurestore.offline import lots, making
 from featurestore.offline.lake import Lake
 from featurestore.offline.sizing import Size
 from tests.unit.offline.test_export_map import run
@@ -239,17 +257,19 @@ def test_an_executor_that_is_none(lake: Lake, tmp_path: Path, monkeypatch: pytes
 
 
 def test_more_events_are_divided_further_and_less_memory_too() -> None:
-    lots = lots_of(list(catalog().views.values()))
+    lots_there = lots_of(list(catalog().views.values()))
 
     def size(events: int, memory: int = 2 << 30, processes: int = 2) -> Size:
-        return size_of(lots, {"departures": events}, 1_000_000, 30 << 20, memory=memory, processes=processes,
+        return size_of(lots_there, {"departures": events}, 1_000_000, 30 << 20, memory=memory, processes=processes,
                        as_served=False, output_bytes=200 << 20)  # fmt: skip
 
-    assert size(100_000) == Size(1, 1)
+    assert size(100_000) == size(1_000_000) == Size(1, 1)
     assert size(10_000_000).buckets > 1
     assert size(100_000_000).buckets > size(10_000_000).buckets
     assert size(10_000_000, memory=1 << 30).buckets > size(10_000_000).buckets
     with pytest.raises(UsageError, match="cannot do with 100 MiB"):
         size(1, memory=100 << 20)
     with pytest.raises(UsageError, match="does not fit"):
-        size_of(lots, {"departures": 1}, 10, 1 << 30, memory=1 << 30, processes=1, as_served=False, output_bytes=1)
+        size_of(
+            lots_there, {"departures": 1}, 10, 1 << 30, memory=1 << 30, processes=1, as_served=False, output_bytes=1
+        )

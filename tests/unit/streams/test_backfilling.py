@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -375,3 +376,46 @@ async def test_what_readers_see_meanwhile(ready: Parts, tmp_path: Path) -> None:
     [done] = await backfiller(ready, USERS).run()
     await beat(done.generation)
     assert "ok" == await status()
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=["aligned", "shuffled"])
+async def test_values_that_began_on_a_trimmed_topic_say_so_until_they_are_backfilled(
+    ready: Parts, view: CompiledView
+) -> None:
+    table = events(1500, seed=14)
+    store_in_lake(ready, table)
+    await put_streamed(ready.store, view, table.filter(pc.greater_equal(table["_offset"], 500)))
+    board = FreshnessBoard(ready.store, ready.clock, lake=ready.lake)
+    board.watch([view])
+
+    async def status(generation: int) -> tuple[set[int], Mapping[str, str]]:
+        beats = {p: Beat(ready.clock.now(), 9, 9, 0.0, generation=generation) for p in range(PARTITIONS)}
+        await ready.store.put_beats(f"intake:{SOURCE.name}", beats)
+        await ready.store.put_beats(f"fold:{view.id}", beats)
+        await board.refresh()
+        return set(board.of(view.id).codes.tolist()), board.incomplete()
+
+    stale, ok = {STATUS_CODES[Status.STALE]}, {STATUS_CODES[Status.OK]}
+    said = "perhaps events of before its values began: the lake is being asked"
+    assert (stale, {view.id: said}) == await status(0)
+    await board.look_for_loads()
+    said = f"events that the topic no longer had when its values began; run: featurestore backfill {view.id}"
+    assert (stale, {view.id: said}) == await status(0)
+
+    [done] = await backfiller(ready, view).run()  # finds it by itself
+    assert view.id == done.view
+    await board.look_for_loads()
+    assert (ok, {}) == await status(done.generation)
+    whole = Streamed(view, table)
+    assert whole.values.keys() == (await values_of(ready.store, view)).keys()
+    assert [] == await backfiller(ready, view).run()
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=["aligned", "shuffled"])
+async def test_values_that_began_where_the_lake_does_lack_nothing(ready: Parts, view: CompiledView) -> None:
+    """A topic that was trimmed before there was a store, or whose first records became dead letters."""
+    table = events(600, seed=15)
+    kept = table.filter(pc.greater_equal(table["_offset"], 40))
+    store_in_lake(ready, kept)
+    await put_streamed(ready.store, view, kept)
+    assert [] == await backfiller(ready, view).run()
