@@ -94,7 +94,8 @@ class Accepted:
     vector: dict[int, int]
     ledger: dict[int, list[int]]
     begins: dict[int, int]
-    """As `Fence.begins`."""
+    first: int
+    """Both as in a fence."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Canonical keys that cannot be folded here, and the reason code of each."""
 
@@ -186,6 +187,7 @@ class ViewFold:
             vector=vector,
             ledger=ledger,
             begins=begins,
+            first=delivery.first if self.fence.position == (0, NOTHING) else self.fence.first,
             refused=dict.fromkeys(_too_long(events), KEY_TOO_LONG),
         )
 
@@ -245,6 +247,7 @@ class ViewFold:
             loads=self.fence.loads,
             readable=self.fence.readable and self._replaced.isdisjoint(folded.keys),
             begins=accepted.begins,
+            first=accepted.first,
         )
         values = self.state.encode(
             folded.slots, generation=fence.generation, partition=self.partition, offset=accepted.last

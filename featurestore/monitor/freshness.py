@@ -203,8 +203,9 @@ class FreshnessBoard:
         if self._began_unknown(view):
             return "perhaps events of before its values began: the lake is being asked"
         _, newest = self._before.get(view.id, ({}, None))
-        # A generation that begins with the lake's history has no beginning in the topic.
-        if begins_of(fences) and newest is not None and self._looks_back_to(view, newest):
+        # A generation that begins with the lake's history has no beginning in the topic. And a partition may have told
+        # of its beginning before the one that has the first events did.
+        if any(begins_of(fences).values()) and newest is not None and self._looks_back_to(view, newest):
             lacks.append("events that the topic no longer had when its values began")
         return f"{' and '.join(lacks)}; run: featurestore backfill {view.id}" if lacks else ""
 

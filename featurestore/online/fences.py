@@ -51,6 +51,8 @@ class Fence(msgspec.Struct, frozen=True):
     begins: dict[Partition, Offset] = {}
     """Source partition → the first source offset that was delivered; of a first generation. What the lake has of
     before, the values lack: the topic no longer had it when they began."""
+    first: Offset = 0
+    """The first log offset that was delivered; of a first generation."""
 
     @property
     def position(self) -> tuple[int, int]:
@@ -58,12 +60,20 @@ class Fence(msgspec.Struct, frozen=True):
 
 
 def begins_of(fences: Iterable[Fence]) -> dict[int, int]:
-    """Source partition → the first source offset that a view's values hold, of all its partitions together."""
+    """Source partition → the source offset before which a view's values may lack events, of all its partitions
+    together.
+
+    What came first goes to one entity partition, so the first of any counts. Where a log had been trimmed when its
+    partition began, the events that it lacks are those of its own entities, whatever the others have.
+    """
     begins: dict[int, int] = {}
+    trimmed: dict[int, int] = {}
     for fence in fences:
         for p, first in fence.begins.items():
             begins[p] = min(begins.get(p, first), first)
-    return begins
+            if fence.first:
+                trimmed[p] = max(trimmed.get(p, first), first)
+    return begins | trimmed
 
 
 class IntakeMark(msgspec.Struct, frozen=True):

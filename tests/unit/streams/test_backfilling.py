@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -419,3 +420,42 @@ async def test_values_that_began_where_the_lake_does_lack_nothing(ready: Parts, 
     store_in_lake(ready, kept)
     await put_streamed(ready.store, view, kept)
     assert [] == await backfiller(ready, view).run()
+
+
+def fence_of(first: int, begins: dict[int, int]) -> Fence:
+    return Fence(0, first + 99, dict.fromkeys(begins, 99), {}, NOW, NOW, NOW, begins=begins, first=first)
+
+
+async def test_the_partition_that_has_the_first_events_may_tell_of_itself_last(ready: Parts) -> None:
+    store_in_lake(ready, events(600, seed=16))
+    board = FreshnessBoard(ready.store, ready.clock, lake=ready.lake)
+    board.watch([KINDS])
+    lacks = []
+    for partition, begins in ((1, {0: 200}), (3, {0: 0})):
+        await ready.store.put_fence(KINDS.id, partition, fence_of(0, begins))
+        await board.refresh()
+        await board.look_for_loads()
+        lacks.append([*board.incomplete()])
+
+    assert [[KINDS.id], []] == lacks
+    assert [] == await backfiller(ready, KINDS).run()
+
+
+async def test_one_partition_of_a_shuffle_may_have_been_trimmed_alone(ready: Parts) -> None:
+    """Others hold the first events of the source; of its own entities the values lack some all the same."""
+    table = events(600, seed=17)
+    store_in_lake(ready, table)
+    fences = await put_streamed(ready.store, KINDS, table)
+    board = FreshnessBoard(ready.store, ready.clock, lake=ready.lake)
+    board.watch([KINDS])
+    await board.refresh()
+    await board.look_for_loads()
+    assert {} == board.incomplete()
+
+    late = msgspec.structs.replace(fences[2], begins={0: 200}, first=9, offset=fences[2].offset + 1)
+    await ready.store.put_fence(KINDS.id, 2, late)
+    await board.refresh()
+    await board.look_for_loads()
+    assert [KINDS.id] == [*board.incomplete()]
+    [done] = await backfiller(ready, KINDS).run()
+    assert KINDS.id == done.view
