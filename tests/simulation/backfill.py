@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, cast
@@ -173,9 +173,20 @@ def count(lake: SimulatedLake, source: CompiledSource, version: int | None = Non
     return sum(table.num_rows for table in lake.rows(events_table(source.name), version))
 
 
+def newest_before(lake: SimulatedLake, source: CompiledSource, begins: Mapping[int, int]) -> int | None:
+    """`offline.events.newest_before`, likewise."""
+    times = []
+    for batch in scan(lake, source, ()):
+        at = batch[source.event_time].cast(pa.int64()).to_pylist()
+        for time, partition, offset in zip(at, batch[PARTITION].to_pylist(), batch[OFFSET].to_pylist(), strict=True):
+            if offset < begins.get(partition, 0):
+                times.append(time)
+    return max(times, default=None)
+
+
 @contextmanager
 def parts_of_backfills(keys_at_once: int) -> Iterator[None]:
     """In the place of what reads files. So few values are promoted in few steps otherwise."""
     files = patch.multiple(regenerating, scan_events=scan, count_events=count)
-    with files, patch.object(backfilling, "PROMOTED_AT_ONCE", keys_at_once):
+    with files, patch.multiple(backfilling, PROMOTED_AT_ONCE=keys_at_once, newest_before=newest_before):
         yield
