@@ -7,6 +7,7 @@ and a table costs a changelog record per event.
 from __future__ import annotations
 
 import faust
+from faust.app.base import BootStrategy
 from mode import Service
 
 from featurestore.clock import Clock, SystemClock
@@ -101,15 +102,23 @@ FOLD_RECORDS = 200
 """Columnar records that fold takes at a time: each holds up to some thousand rows."""
 
 
+class _NoKafka(BootStrategy):
+    """Faust's own producer, for agents and tables, would end the worker where the broker goes away as it starts."""
+
+    enable_kafka = False
+
+
 class _App(faust.App):
     """Keeps no tables, so it needs no folders, which a killed worker would leave behind."""
+
+    BootStrategy = _NoKafka
 
     def _create_directories(self) -> None:
         return
 
 
 def create_app(runtime: Runtime) -> faust.App:
-    """The application with its three services. Starting it needs a broker that answers."""
+    """The application with its three services. It starts with or without a broker: the services wait for one."""
     settings = runtime.parts.settings
     app = _App(
         settings.project,

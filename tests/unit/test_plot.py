@@ -35,6 +35,7 @@ ORACLE = [
 @pytest.fixture(autouse=True)
 def figure() -> Iterator[None]:
     mpl.use("agg")
+    pyplot.close("all")  # examples of the documentation leave theirs open
     yield
     pyplot.close("all")
 
