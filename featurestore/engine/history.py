@@ -7,7 +7,7 @@ Where only events count that were visible at the instant, the tree is asked for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,14 @@ from featurestore.engine.gather import concerned, events_of, leaves_of, take_lea
 from featurestore.engine.layout import Layout, Stored, layout_of
 from featurestore.engine.operations import OPERATIONS
 from featurestore.engine.partials import Events, Partial
-from featurestore.engine.reduce import Segments, State, over_ranges
+from featurestore.engine.reduce import Segments, State, over_ranges, take
 from featurestore.engine.visible import Cover, VisibleTimes
 from featurestore.engine.windows import Instants, finish, with_derived
+
+_Range = tuple[int | None, int | None]
+"""Window and hop, by which a range of rows is found."""
+_Method = Callable[[Partial, Sequence[CompiledAggregate], Events, "_Questions"], list[State]]
+"""Answers of a partial in the ranges of each of these aggregates, which differ in nothing else."""
 
 MAX_COLLECTED = 4_000_000
 """Events gathered at once for operations that look at each event of a window, so that memory stays bounded."""
@@ -139,29 +144,27 @@ class _Questions:
         self.unsort[order] = np.arange(order.size)
         self.asked, self.at = asked[order], at[order]
         self._timeline = _Timeline(entity, time)
-        self._low: dict[tuple[int | None, int | None], np.ndarray] = {}
+        self._low: dict[_Range, np.ndarray] = {}
         self.high = self._timeline.before(self.asked, self.at + 1)
         first = self._timeline.start(self.asked)
         self._low[None, None] = first
         self.visible = visible
-        self._covers: dict[tuple[int | None, int | None], Cover] = {}
-        whole = self._cover(None, None, first)
-        last = self.high - 1 if whole is None else whole.last(at.size, time.size)
+        self._covers: dict[_Range, Cover] = {}
+        last = self.high - 1 if visible is None else self._cover(visible, (None, None)).last(at.size, time.size)
         found = (self.asked >= 0) & (last >= first)
         latest = np.full(at.size, NEVER, np.int64)
         latest[found] = time[last[found]]
         self.instants = Instants(self.at, latest, found)
 
-    def cover(self, a: CompiledAggregate) -> Cover | None:
-        """The visible part of what `low` and `high` are the ends of; None where every event counts."""
-        return self._cover(a.window, a.hop, self.low(a))
+    def cover(self, a: CompiledAggregate, visible: VisibleTimes) -> Cover:
+        """The visible part of what `low` and `high` are the ends of."""
+        self.low(a)
+        return self._cover(visible, (a.window, a.hop))
 
-    def _cover(self, window: int | None, hop: int | None, low: np.ndarray) -> Cover | None:
-        if self.visible is None:
-            return None
-        if (window, hop) not in self._covers:
-            self._covers[window, hop] = self.visible.cover(low, self.high, self.at)
-        return self._covers[window, hop]
+    def _cover(self, visible: VisibleTimes, share: _Range) -> Cover:
+        if share not in self._covers:
+            self._covers[share] = visible.cover(self._low[share], self.high, self.at)
+        return self._covers[share]
 
     def low(self, a: CompiledAggregate) -> np.ndarray:
         share = (a.window, a.hop)
@@ -172,38 +175,66 @@ class _Questions:
 
 
 class _Answers:
-    """One merged state per question, for each aggregate; partials that aggregates share are prepared once."""
+    """One merged state per question, for each aggregate. What aggregates share is prepared once, and answered for all
+    of their windows at once: most of a tree is building it."""
 
     def __init__(
         self, view: CompiledView, layout: Layout, questions: _Questions, prepared: Callable[[Stored], Events]
     ) -> None:
         self._layout, self._questions, self._prepared = layout, questions, prepared
-        self._events: dict[tuple[int, int], Events] = {}
-        self._states: dict[tuple[int, int, int | None], State] = {}
+        self._sharing: dict[tuple[object, ...], dict[_Range, CompiledAggregate]] = {}
+        for a, place in zip(view.aggregates, layout.places, strict=True):
+            self._sharing.setdefault(self._stored(place).kind, {}).setdefault((a.window, a.hop), a)
+        self._states: dict[tuple[object, ...], dict[_Range, State]] = {}
 
     def state(self, a: CompiledAggregate, place: tuple[int, int]) -> State:
-        share = (*place, a.window)
-        if share not in self._states:
-            stored = self._layout.groups[place[0]].stored[place[1]]
-            if place not in self._events:
-                self._events[place] = self._prepared(stored)
+        stored = self._stored(place)
+        if stored.kind not in self._states:
+            sharing = self._sharing[stored.kind]
             method = RANGES.get(a.op, _by_tree)
-            self._states[share] = method(stored.partial, a, self._events[place], self._questions)
-        return self._states[share]
+            states = method(stored.partial, [*sharing.values()], self._prepared(stored), self._questions)
+            self._states[stored.kind] = dict(zip(sharing, states, strict=True))
+        return self._states[stored.kind][a.window, a.hop]
+
+    def _stored(self, place: tuple[int, int]) -> Stored:
+        group, number = place
+        return self._layout.groups[group].stored[number]
 
 
-def _by_tree(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
-    leaves, cover = partial.prepare(np, events), questions.cover(a)
-    low, high = questions.low(a), questions.high
-    if cover is not None:
-        return cover.merged(np, partial.merge, lambda rows: partial.identity(np, rows), leaves, high.size)
-    return over_ranges(np, partial.merge, lambda rows: partial.identity(np, rows), leaves, low, high)
+def _by_tree(
+    partial: Partial, asked: Sequence[CompiledAggregate], events: Events, questions: _Questions
+) -> list[State]:
+    leaves, high, size = partial.prepare(np, events), questions.high, questions.high.size
+
+    def identity(rows: int) -> State:
+        return partial.identity(np, rows)
+
+    if questions.visible is not None:
+        covers = [questions.cover(a, questions.visible) for a in asked]
+        return [cover.merged(np, partial.merge, identity, leaves, size) for cover in covers]
+    low = np.concatenate([questions.low(a) for a in asked])
+    merged = over_ranges(np, partial.merge, identity, leaves, low, np.tile(high, len(asked)))
+    return [take(merged, slice(n * size, (n + 1) * size)) for n in range(len(asked))]
+
+
+def _each(method: Callable[[Partial, CompiledAggregate, Events, _Questions], State]) -> _Method:
+    return lambda partial, asked, events, questions: [method(partial, a, events, questions) for a in asked]
+
+
+def _by_counting(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
+    if questions.visible is not None:
+        return _by_tree(partial, [a], events, questions)[0]
+    low, high = questions.low(a), np.maximum(questions.low(a), questions.high)
+    if events.chosen.all():
+        return (high - low,)
+    before = np.concatenate([[0], np.cumsum(events.chosen)])
+    return (before[high] - before[low],)
 
 
 def _by_position(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
     """Ends of a range: rows are in time order, so they are its first or last counted rows."""
     if questions.visible is not None:
-        return _by_tree(partial, a, events, questions)
+        return _by_tree(partial, [a], events, questions)[0]
     low, high = questions.low(a), questions.high
     first, last, counted = low, np.maximum(low, high), None
     if not events.chosen.all():
@@ -247,10 +278,11 @@ def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, quest
     return result
 
 
-RANGES: dict[str, Callable[[Partial, CompiledAggregate, Events, _Questions], State]] = {
-    "first": _by_position,
-    "last": _by_position,
-    "last_n": _by_position,
-    "approx_distinct": _by_collecting,
+RANGES: dict[str, _Method] = {
+    "count": _each(_by_counting),
+    "first": _each(_by_position),
+    "last": _each(_by_position),
+    "last_n": _each(_by_position),
+    "approx_distinct": _each(_by_collecting),
 }
 """Operations with a cheaper form than the segment tree."""

@@ -18,6 +18,8 @@ class Stored:
     partial: Partial
     source: CompiledAggregate
     """Any of the aggregates it serves: all agree on column, condition and dtype."""
+    kind: tuple[object, ...]
+    """Equal where, of the same events, the same is kept, in whatever group."""
 
     @property
     def operation(self) -> Operation:
@@ -71,7 +73,7 @@ def layout_of(view: CompiledView) -> Layout:
         Group(
             hop=hop,
             reach=_reach(view, hop),
-            stored=tuple(Stored(OPERATIONS[a.op].partial(a), a) for a in hops[hop].values()),
+            stored=tuple(Stored(OPERATIONS[a.op].partial(a), a, kind) for kind, a in hops[hop].items()),
         )
         for hop in order
     )

@@ -15,7 +15,7 @@ PROCESS_BYTES = 220 << 20
 """Of a process that has done nothing yet, with the parts of the lake and the engine that it needs."""
 WHOLE_EVENTS = 200_000
 """Events up to which it is not worth the while to divide what is done in one process."""
-PARTS = 4
+PARTS = 16
 """Into which it is divided otherwise, for threads, and whatever the machine: the last digit of a sum must not depend on
 that."""
 MAX_BUCKETS = 1024

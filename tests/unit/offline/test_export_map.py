@@ -263,10 +263,10 @@ def test_more_events_are_divided_further_and_less_memory_too() -> None:
         return size_of(lots_there, {"departures": events}, 1_000_000, 30 << 20, memory=memory, processes=processes,
                        as_served=False, output_bytes=200 << 20)  # fmt: skip
 
-    assert size(100_000) == size(1_000_000) == Size(1, 1)
-    assert size(10_000_000).buckets > 1
-    assert size(100_000_000).buckets > size(10_000_000).buckets
-    assert size(10_000_000, memory=1 << 30).buckets > size(10_000_000).buckets
+    assert size(100_000) == size(10_000_000) == Size(1, 1)
+    assert size(20_000_000).buckets > 1
+    assert size(100_000_000).buckets > size(20_000_000).buckets
+    assert size(20_000_000, memory=1 << 30).buckets > size(20_000_000).buckets
     with pytest.raises(UsageError, match="cannot do with 100 MiB"):
         size(1, memory=100 << 20)
     with pytest.raises(UsageError, match="does not fit"):
