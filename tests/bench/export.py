@@ -268,13 +268,18 @@ def _alone(directory: Path, service: str, as_served: bool) -> None:
     print(max(peak))
 
 
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Arrow keeps to it: a worker of one thread would otherwise have all processors of this machine."""
+
+
 def _dask(bench: Bench, runs: int) -> None:
     """The same map on workers of one thread each."""
     from distributed import LocalCluster  # noqa: PLC0415 — only where it is asked for
 
     spent = {}
     for workers in (1, 2):
-        with LocalCluster(workers, threads_per_worker=1, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "env": _ONE_THREAD}
+        with LocalCluster(dashboard_address=None, **options) as cluster:  # type: ignore[no-untyped-call]
             url = cluster.scheduler_address.replace("tcp://", "dask://")
             [(spent[workers], _)] = _timed(runs, partial(bench.ours, "windows", executor=url))
     print(f"  dask, windows  one worker {spent[1]:6.2f} s   two {spent[2]:6.2f} s   ratio {spent[1] / spent[2]:5.2f}")
