@@ -358,7 +358,8 @@ class _Work:
             if not files[source.name] and not event_files(self._lake, source):
                 raise UsageError(
                     f"no events of source {source.name!r} in the lake {self._lake.url}, which {group[0].id} needs",
-                    hint=f"is FS_LAKE the lake that the worker of topic {source.topic} writes to, and has it run?",
+                    hint=f"is FS_LAKE the lake that the worker of topic {source.topic} writes to, and has it run? "
+                    f"Files of history come with: featurestore load {source.name} FILE",
                     field="lake",
                 )
 
