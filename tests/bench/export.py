@@ -5,7 +5,8 @@ events of 100,000 entities in their place, of which the k-th is drawn by the pow
 values stand beside DuckDB's ASOF JOIN; windows of 1h, 24h and 7d beside NumPy's sort, prefix sums and
 `maximum.reduceat`. Answers are compared cell by cell before a figure is printed. `--peers none` measures ours alone,
 where the others do not fit into memory. Peak memory is of all processes of an export that runs by itself, shared pages
-counted once. `--dask` runs windows on a cluster of one worker, and of two.
+counted once. `--dask` runs windows on a cluster of one worker, and of two. Feast's DuckDB store takes part where
+`--feast` names a Python that has it (`pip install "feast[duckdb]"`).
 """
 
 import argparse
@@ -139,6 +140,13 @@ class Bench:
             on s.carrier = e.carrier and s.event_time >= e.event_time order by s.row) to '{out}' (format parquet)"""  # noqa: S608
         )
         return pq.read_table(out)
+
+    def feast(self, python: str) -> tuple[float, pa.Table]:
+        """Seconds and answers, of a process of its own."""
+        command = [python, str(Path(__file__).with_name("feast_history.py")), str(self.directory)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        answer = pq.read_table(self.directory / "feast.parquet").sort_by("label")
+        return float(said.split()[-1]), answer.rename_columns({"event_timestamp": "event_time"})
 
     def prefix_sums(self) -> pa.Table:
         """Sort once, then prefix sums and `maximum.reduceat` over the ranges: the plain formulation that is fastest."""
@@ -294,6 +302,7 @@ def main() -> None:
     parser.add_argument("--peers", choices=("all", "none"), default="all")
     parser.add_argument("--only", choices=("latest", "served", "windows"))
     parser.add_argument("--dask", action="store_true")
+    parser.add_argument("--feast", metavar="PYTHON", help="an interpreter that has feast[duckdb]")
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone:
@@ -323,6 +332,10 @@ def _measure(bench: Bench, args: argparse.Namespace) -> None:
             _check(answer, plain_answer)
             line += f"   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}, answers equal"
         print(line, flush=True)
+        if args.feast and short == "latest":
+            theirs, plain_answer = bench.feast(args.feast)
+            _check(answer, plain_answer)
+            print(f"  {what:14} Feast {theirs:5.2f} s: {theirs / mine:5.1f} times ours, answers equal", flush=True)
 
 
 if __name__ == "__main__":
