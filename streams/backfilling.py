@@ -63,7 +63,7 @@ class Backfiller(Regenerator):
 
     async def _began_late(self, view: CompiledView, begins: Mapping[int, int]) -> bool:
         """Whether the topic no longer had what the lake has when the view's values began."""
-        if not any(begins.values()):
+        if not begins:
             return False
         return await asyncio.to_thread(newest_before, self._lake, self._source(view), begins) is not None
 

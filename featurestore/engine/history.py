@@ -150,20 +150,21 @@ class _Questions:
         self._low[None, None] = first
         self.visible = visible
         self._covers: dict[_Range, Cover] = {}
-        last = self.high - 1 if visible is None else self._cover(visible, (None, None)).last(at.size, time.size)
+        last = self.high - 1 if visible is None else self._cover(visible, (None, None), first).last(at.size, time.size)
         found = (self.asked >= 0) & (last >= first)
         latest = np.full(at.size, NEVER, np.int64)
         latest[found] = time[last[found]]
         self.instants = Instants(self.at, latest, found)
 
-    def cover(self, a: CompiledAggregate, visible: VisibleTimes) -> Cover:
-        """The visible part of what `low` and `high` are the ends of."""
-        self.low(a)
-        return self._cover(visible, (a.window, a.hop))
+    def covers(self, asked: Sequence[CompiledAggregate]) -> list[Cover] | None:
+        """The visible parts of what `low` and `high` are the ends of; None where every event counts."""
+        if self.visible is None:
+            return None
+        return [self._cover(self.visible, (a.window, a.hop), self.low(a)) for a in asked]
 
-    def _cover(self, visible: VisibleTimes, share: _Range) -> Cover:
+    def _cover(self, visible: VisibleTimes, share: _Range, low: np.ndarray) -> Cover:
         if share not in self._covers:
-            self._covers[share] = visible.cover(self._low[share], self.high, self.at)
+            self._covers[share] = visible.cover(low, self.high, self.at)
         return self._covers[share]
 
     def low(self, a: CompiledAggregate) -> np.ndarray:
@@ -209,8 +210,8 @@ def _by_tree(
     def identity(rows: int) -> State:
         return partial.identity(np, rows)
 
-    if questions.visible is not None:
-        covers = [questions.cover(a, questions.visible) for a in asked]
+    covers = questions.covers(asked)
+    if covers is not None:
         return [cover.merged(np, partial.merge, identity, leaves, size) for cover in covers]
     low = np.concatenate([questions.low(a) for a in asked])
     merged = over_ranges(np, partial.merge, identity, leaves, low, np.tile(high, len(asked)))
@@ -221,33 +222,42 @@ def _each(method: Callable[[Partial, CompiledAggregate, Events, _Questions], Sta
     return lambda partial, asked, events, questions: [method(partial, a, events, questions) for a in asked]
 
 
-def _by_counting(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
-    if questions.visible is not None:
-        return _by_tree(partial, [a], events, questions)[0]
-    low, high = questions.low(a), np.maximum(questions.low(a), questions.high)
+def _where_all_count(method: Callable[[Partial, CompiledAggregate, Events, _Questions], State]) -> _Method:
+    """For methods that need every event of a range: where some are not visible, the tree takes their place."""
+    each = _each(method)
+
+    def by(partial: Partial, asked: Sequence[CompiledAggregate], events: Events, questions: _Questions) -> list[State]:
+        return (each if questions.visible is None else _by_tree)(partial, asked, events, questions)
+
+    return by
+
+
+def _counted_before(a: CompiledAggregate, events: Events, questions: _Questions) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the events that count are before the ends of each range."""
+    low = questions.low(a)
+    high = np.maximum(low, questions.high)
     if events.chosen.all():
-        return (high - low,)
+        return low, high
     before = np.concatenate([[0], np.cumsum(events.chosen)])
-    return (before[high] - before[low],)
+    return before[low], before[high]
+
+
+def _by_counting(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
+    first, last = _counted_before(a, events, questions)
+    return (last - first,)
 
 
 def _by_position(partial: Partial, a: CompiledAggregate, events: Events, questions: _Questions) -> State:
     """Ends of a range: rows are in time order, so they are its first or last counted rows."""
-    if questions.visible is not None:
-        return _by_tree(partial, [a], events, questions)[0]
-    low, high = questions.low(a), questions.high
-    first, last, counted = low, np.maximum(low, high), None
-    if not events.chosen.all():
-        counted = np.flatnonzero(events.chosen)
-        before = np.concatenate([[0], np.cumsum(events.chosen)])
-        first, last = before[first], before[last]
+    first, last = _counted_before(a, events, questions)
     n = max(1, a.n)
     step = np.arange(n)
     wanted = first[:, None] + step if a.op == "first" else last[:, None] - 1 - step
     exists = (wanted >= first[:, None]) & (wanted < last[:, None])
     some = bool(exists.any())
     row = np.where(exists, wanted, 0)
-    row = row if counted is None or not some else counted[row]
+    if some and not events.chosen.all():
+        row = np.flatnonzero(events.chosen)[row]
     state = []
     for field, source in zip(partial.fields, (events.time, events.seq, events.values), strict=True):
         values = np.where(exists, source[row], field.empty) if some else np.full(wanted.shape, field.empty)
@@ -279,10 +289,10 @@ def _by_collecting(partial: Partial, a: CompiledAggregate, events: Events, quest
 
 
 RANGES: dict[str, _Method] = {
-    "count": _each(_by_counting),
-    "first": _each(_by_position),
-    "last": _each(_by_position),
-    "last_n": _each(_by_position),
+    "count": _where_all_count(_by_counting),
+    "first": _where_all_count(_by_position),
+    "last": _where_all_count(_by_position),
+    "last_n": _where_all_count(_by_position),
     "approx_distinct": _each(_by_collecting),
 }
 """Operations with a cheaper form than the segment tree."""

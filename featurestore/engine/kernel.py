@@ -1,4 +1,4 @@
-"""`walk`, compiled by Numba. The only module that imports it.
+"""`walk`, and what it calls of `exact`, compiled by Numba. The only module that imports it.
 
 A process that wants it compiles it when it starts, which takes some seconds. Nothing is kept on disk: what Numba would
 keep there is code, and reading it means unpickling it.
@@ -13,7 +13,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
-from featurestore.engine import walk
+from featurestore.engine import exact, walk
 from featurestore.errors import ConfigError
 
 
@@ -49,8 +49,8 @@ def select(name: str) -> Kernel | None:
 
 
 def _compile(numba: Any) -> Kernel:
-    source = {name: each for name, each in vars(walk).items() if isinstance(each, FunctionType)}
-    built: dict[str, Any] = {**vars(walk)}
+    built: dict[str, Any] = {**vars(exact), **vars(walk)}
+    source = {name: each for name, each in built.items() if isinstance(each, FunctionType)}
     for name, each in source.items():
         # Each sees the others compiled; the module itself stays as it is.
         built[name] = numba.njit(FunctionType(each.__code__, built, name, each.__defaults__))

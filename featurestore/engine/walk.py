@@ -11,15 +11,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from featurestore.engine.exact import add, scale, two_sum
+from featurestore.engine.packing import FINGERPRINT, HEADER_WORDS, HEAP_WORD, MAGIC, TOTAL_WORDS
+
 INT_MIN, INT_MAX = np.int64(-(2**63)), np.int64(2**63 - 1)
-SPLITTER = 134_217_729.0
 
 SUM, LEAST, GREATEST, LEAST_FLOAT, GREATEST_FLOAT, PAIR, MOMENTS, FIRST, LAST = range(9)
 """What a step does: the first six with a field of a partial, or with a pair of them, the others with all its fields."""
 GROUP, WINDOW, HOP, BEGIN, END = range(5)
 """Columns of the spans: the group, µs of the window, µs of a hop (0: the whole history), and which steps are its."""
-HEADER_WORDS = 8
-_MAGIC, _FINGERPRINT, _TOTAL_WORDS, _HEAP_WORD = 0, 1, 6, 7
 
 
 def check(words: Any, lengths: Any, expected: Any, widths: Any, header: Any, heaps: Any, tiles: Any, ends: Any) -> bool:
@@ -36,9 +36,9 @@ def check(words: Any, lengths: Any, expected: Any, widths: Any, header: Any, hea
             return False
         for j in range(HEADER_WORDS):
             header[i, j] = words[start + j]
-        heap = header[i, _HEAP_WORD]
-        known = header[i, _MAGIC] == expected[0] and header[i, _FINGERPRINT] == expected[1]
-        if not known or header[i, _TOTAL_WORDS] != size or heap > size:
+        heap = header[i, HEAP_WORD]
+        known = header[i, MAGIC] == expected[0] and header[i, FINGERPRINT] == expected[1]
+        if not known or header[i, TOTAL_WORDS] != size or heap > size:
             return False
         place = HEADER_WORDS
         for group in range(widths.size):
@@ -129,10 +129,10 @@ def _pair(numbers: Any, run: Run) -> tuple[float, float]:
         return (numbers[place], numbers[place + 1]) if place < stop else (0.0, 0.0)
     high, low = 0.0, 0.0
     while place < stop:
-        high, error = _two_sum(high, numbers[place])
+        high, error = two_sum(high, numbers[place])
         low += error + numbers[place + 1]
         place += step
-    return _two_sum(high, low)
+    return two_sum(high, low)
 
 
 def _moments(words: Any, numbers: Any, run: Run) -> tuple[Any, float, float, float]:
@@ -144,12 +144,12 @@ def _moments(words: Any, numbers: Any, run: Run) -> tuple[Any, float, float, flo
     place += step
     while place < stop:
         n, m = float(count), float(words[place])
-        left, left_low = _scaled(high, low, m)
-        right, right_low = _scaled(numbers[place + 1], numbers[place + 2], n)
-        apart, apart_low = _add(right, right_low, -left, -left_low)
+        pair = numbers[place + 1], numbers[place + 2]
+        left, left_low = scale((high, low), m)
+        apart, apart_low = add(scale(pair, n), (-left, -left_low))
         delta = (apart + apart_low) / max(n * m, 1.0)
         spread = spread + numbers[place + 3] + delta * (delta * (n * m / max(n + m, 1.0)))
-        high, low = _add(high, low, numbers[place + 1], numbers[place + 2])
+        high, low = add((high, low), pair)
         count += words[place]
         place += step
     return count, high, low, spread
@@ -170,30 +170,3 @@ def _end(words: Any, run: Run, later: bool) -> tuple[Any, Any, Any]:
             found = place
         place += step
     return words[found], words[found + 1], words[found + 2]
-
-
-def _two_sum(a: float, b: float) -> tuple[float, float]:
-    total = a + b
-    shadow = total - a
-    return total, (a - (total - shadow)) + (b - shadow)
-
-
-def _add(a: float, a_low: float, b: float, b_low: float) -> tuple[float, float]:
-    """As `exact.add`."""
-    high, error = _two_sum(a, b)
-    low, rest = _two_sum(a_low, b_low)
-    high, error = _two_sum(high, error + low)
-    return _two_sum(high, error + rest)
-
-
-def _scaled(high: float, low: float, factor: float) -> tuple[float, float]:
-    """As `exact.scale`."""
-    product = high * factor
-    scaled = SPLITTER * high
-    a_high = scaled - (scaled - high)
-    a_low = high - a_high
-    scaled = SPLITTER * factor
-    b_high = scaled - (scaled - factor)
-    b_low = factor - b_high
-    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return _two_sum(product, error + low * factor)

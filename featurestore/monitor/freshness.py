@@ -185,7 +185,7 @@ class FreshnessBoard:
             self._loaded[source] = await asyncio.to_thread(loaded, self._lake, source)
         for view in list(self._views.values()):
             if self._began_unknown(view):
-                begins = begins_of(self._fences[view.id].values())
+                begins = self._begins(view)
                 self._before[view.id] = begins, await asyncio.to_thread(newest_before, self._lake, view.source, begins)
 
     def incomplete(self) -> Mapping[str, str]:
@@ -205,15 +205,18 @@ class FreshnessBoard:
         _, newest = self._before.get(view.id, ({}, None))
         # A generation that begins with the lake's history has no beginning in the topic. And a partition may have told
         # of its beginning before the one that has the first events did.
-        if any(begins_of(fences).values()) and newest is not None and self._looks_back_to(view, newest):
+        if self._begins(view) and newest is not None and self._looks_back_to(view, newest):
             lacks.append("events that the topic no longer had when its values began")
         return f"{' and '.join(lacks)}; run: featurestore backfill {view.id}" if lacks else ""
 
     def _began_unknown(self, view: CompiledView) -> bool:
         """Whether nobody has looked yet for what the lake has of before the view's values began."""
-        begins = begins_of(self._fences.get(view.id, {}).values())
+        begins = self._begins(view)
         asked, _ = self._before.get(view.id, ({}, None))
-        return self._lake is not None and any(begins.values()) and begins != asked
+        return self._lake is not None and bool(begins) and begins != asked
+
+    def _begins(self, view: CompiledView) -> dict[int, int]:
+        return begins_of(self._fences.get(view.id, {}).values())
 
     def _looks_back_to(self, view: CompiledView, instant: int) -> bool:
         return view.reach is None or instant >= self._clock.now() - view.reach

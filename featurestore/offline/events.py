@@ -178,12 +178,11 @@ def count_events(lake: Lake, source: CompiledSource, version: int | None = None)
 def newest_before(lake: Lake, source: CompiledSource, begins: Mapping[int, int]) -> int | None:
     """The latest event time (µs) of what the lake has of source partitions before the offsets given for each; None
     where it has nothing. Raises Unavailable."""
-    wanted = {p: first for p, first in begins.items() if first > 0}
-    snapshot = lake.snapshot(events_table(source.name)) if wanted else None
+    snapshot = lake.snapshot(events_table(source.name)) if begins else None
     if snapshot is None:
         return None
-    limits = np.zeros(max(wanted) + 1, np.int64)
-    limits[list(wanted)] = list(wanted.values())
+    limits = np.zeros(max(begins) + 1, np.int64)
+    limits[list(begins)] = list(begins.values())
     newest: int | None = None
     for batch in scan_events(lake, source, (), paths=_starting_before(snapshot, int(limits.max())), visible_time=False):
         partition = batch.column(PARTITION).to_numpy().astype(np.int64)

@@ -61,7 +61,7 @@ class Fence(msgspec.Struct, frozen=True):
 
 def begins_of(fences: Iterable[Fence]) -> dict[int, int]:
     """Source partition → the source offset before which a view's values may lack events, of all its partitions
-    together.
+    together; none that begins where the source does.
 
     What came first goes to one entity partition, so the first of any counts. Where a log had been trimmed when its
     partition began, the events that it lacks are those of its own entities, whatever the others have.
@@ -73,7 +73,7 @@ def begins_of(fences: Iterable[Fence]) -> dict[int, int]:
             begins[p] = min(begins.get(p, first), first)
             if fence.first:
                 trimmed[p] = max(trimmed.get(p, first), first)
-    return begins | trimmed
+    return {p: first for p, first in (begins | trimmed).items() if first}
 
 
 class IntakeMark(msgspec.Struct, frozen=True):
