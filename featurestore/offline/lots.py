@@ -149,9 +149,7 @@ class Reading:
                            visible_time=job.as_served)  # fmt: skip
 
     def _divided(self, events: pa.Table) -> list[pa.Table]:
-        numbered = self._numbered(events)
-        bucket = numbered[ENTITY].to_numpy() % self.job.buckets
-        return [numbered.filter(pa.array(bucket == number)) for number in range(self.job.buckets)]
+        return by_bucket(self._numbered(events), self.job.buckets)
 
     def _numbered(self, events: pa.Table) -> pa.Table:
         numbers = pc.index_in(self.lot.named(events), value_set=self.entities)
@@ -178,6 +176,14 @@ class Reading:
         with self._turn:
             self.known[view.id] = self.known.get(view.id, Known()) + known
         return instants
+
+
+def by_bucket(rows: pa.Table, buckets: int) -> list[pa.Table]:
+    """The rows of each bucket, in their order, with memory of their own; those without an entity are in the first."""
+    if buckets == 1:
+        return [rows]
+    bucket = rows[ENTITY].fill_null(0).to_numpy() % buckets
+    return [rows.filter(pa.array(bucket == number)) for number in range(buckets)]
 
 
 def events_schema(job: Job, lot: Lot) -> pa.Schema:

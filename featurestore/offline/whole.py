@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
-from featurestore.offline.lots import ENTITY, Job, Lot, Reading, evaluate, events_schema
+from featurestore.offline.lots import Job, Lot, Reading, by_bucket, evaluate, events_schema
 
 
 def events_by_bucket(reading: Reading, paths: Sequence[str], threads: int) -> list[pa.Table]:
@@ -32,8 +32,7 @@ def events_by_bucket(reading: Reading, paths: Sequence[str], threads: int) -> li
 
 def answers_by_bucket(job: Job, lot: Lot, events: list[pa.Table], rows: pa.Table, threads: int) -> Iterator[pa.Table]:
     """The answers to `rows`, bucket by bucket. `events` is empty afterwards: what is done needs no memory."""
-    bucket = rows[ENTITY].fill_null(0).to_numpy() % job.buckets
-    asked = [rows.filter(pa.array(bucket == number)) for number in range(job.buckets)] if job.buckets > 1 else [rows]
+    asked = by_bucket(rows, job.buckets)
     with ThreadPoolExecutor(threads) as pool:
         waiting = [pool.submit(evaluate, job, lot, events.pop(0), some) for some in asked]
         while waiting:

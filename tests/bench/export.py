@@ -127,9 +127,9 @@ class Bench:
         export(service, self.spine, out, lake=self.lake, catalog=self.catalog, now=0, **options)
         return pq.read_table(sorted(out.glob("*.parquet")))
 
-    def peak(self, service: str, *words: str) -> int:
+    def peak(self, service: str, short: str) -> int:
         """MiB, of an export in a process that does nothing else."""
-        command = [sys.executable, "-m", "tests.bench.export", "--alone", str(self.directory), service, *words]
+        command = [sys.executable, "-m", "tests.bench.export", "--alone", str(self.directory), service, short]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) >> 20
 
     def asof_join(self) -> pa.Table:
@@ -303,10 +303,11 @@ def main() -> None:
     parser.add_argument("--only", choices=("latest", "served", "windows"))
     parser.add_argument("--dask", action="store_true")
     parser.add_argument("--feast", metavar="PYTHON", help="an interpreter that has feast[duckdb]")
-    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone:
-        return _alone(Path(args.alone[0]), args.alone[1], "served" in args.alone[2:])
+        directory, service, short = args.alone
+        return _alone(Path(directory), service, short == "served")
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), args.rows, args.events, args.skew)
         print(f"export: {bench.count:,} events x {args.rows:,} rows, skew {args.skew}, Parquet to Parquet, median of "
@@ -318,16 +319,17 @@ def main() -> None:
 
 
 def _measure(bench: Bench, args: argparse.Namespace) -> None:
-    for what, short, ours, words, peer, plain in (
-        ("latest value", "latest", partial(bench.ours, "latest"), ("latest",), "DuckDB ASOF JOIN", bench.asof_join),
-        ("as served", "served", partial(bench.ours, "latest", as_served=True), ("latest", "served"), "", None),
-        ("12 windows", "windows", partial(bench.ours, "windows"), ("windows",), "NumPy prefix sums", bench.prefix_sums),
+    for what, short, service, peer, plain in (
+        ("latest value", "latest", "latest", "DuckDB ASOF JOIN", bench.asof_join),
+        ("as served", "served", "latest", "", None),
+        ("12 windows", "windows", "windows", "NumPy prefix sums", bench.prefix_sums),
     ):
         if args.only not in (None, short):
             continue
         peers = [plain] if args.peers == "all" and plain is not None else []
+        ours = partial(bench.ours, service, as_served=short == "served")
         (mine, answer), *others = _timed(args.runs, ours, *peers)
-        line = f"  {what:14} ours {mine:6.2f} s, peak {bench.peak(*words):6,} MiB"
+        line = f"  {what:14} ours {mine:6.2f} s, peak {bench.peak(service, short):6,} MiB"
         for theirs, plain_answer in others:
             _check(answer, plain_answer)
             line += f"   {peer:18} {theirs:6.2f} s   ratio {mine / theirs:5.2f}, answers equal"
