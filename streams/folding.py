@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from featurestore.clock import DAY
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import SEQ_BITS, EventBatch
-from featurestore.engine.packing import GENERATION, HEADER_WORDS, OFFSET, headers
+from featurestore.engine.packing import headers
+from featurestore.engine.sections import GENERATION, HEADER_WORDS, OFFSET
 from featurestore.engine.state import Folded, Outcome, ViewState
 from featurestore.online.fences import Fence
 from featurestore.online.keys import MAX_KEY_BYTES

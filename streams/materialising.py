@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import EventBatch
-from featurestore.engine.packing import LATEST, OFFSET, headers
+from featurestore.engine.packing import headers
 from featurestore.engine.read import ViewReader
+from featurestore.engine.sections import LATEST, OFFSET
 from featurestore.offline.events import in_time_order
 from featurestore.offline.materialised import feature_rows, features_table
 from streams.appending import Appender

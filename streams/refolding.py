@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from featurestore.clock import MIN_INSTANT
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.engine.columns import LOADED, SEQ_BITS, EventBatch, canonical_keys, event_batch
-from featurestore.engine.packing import NOBODY
 from featurestore.engine.placement import partitions_of
+from featurestore.engine.sections import NOBODY
 from featurestore.engine.state import Outcome, ViewState
 from featurestore.offline.events import VISIBLE_TIME
 from featurestore.offline.files import OFFSET, PARTITION

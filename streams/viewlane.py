@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from featurestore.clock import SECOND, Clock
-from featurestore.engine.packing import GENERATION, headers
+from featurestore.engine.packing import headers
+from featurestore.engine.sections import GENERATION
 from featurestore.online.fences import Fence, Put
 from featurestore.online.store import OnlineStore, Witnesses, Written
 from featurestore.telemetry import EVENTS, VISIBLE_DELAY, get_logger

@@ -17,8 +17,9 @@ import numpy as np
 
 from featurestore.engine.array import every
 from featurestore.engine.layout import Group, Layout
-from featurestore.engine.packing import Opened, columns_of, read_field, record_words, words_of
-from featurestore.engine.partials import ACROSS, REST, Field, Partial, sum_pairs
+from featurestore.engine.opening import Columns, Opened, read_field
+from featurestore.engine.partials import ACROSS, REST, Field, sum_pairs
+from featurestore.engine.sections import IDS, LATEST, Place, columns_of, words_of
 from featurestore.engine.windows import Folded
 
 _FEW = 64
@@ -43,53 +44,58 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class _Channel:
-    """One word of each tile of a span: a field that is reduced by itself."""
+    """One number of each tile of a span: a field that is reduced by itself."""
 
     span: int
-    column: int
+    place: Place
     across: str
     field: Field
 
     @property
     def kind(self) -> tuple[str, str]:
-        """Channels of one kind are reduced in one operation."""
-        return self.across, self.field.kind
+        """Channels of one kind are reduced in one operation. Those of floats come first in order."""
+        return self.field.kind, self.across
 
 
 class Bundle:
     """Spans that are fetched together."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, layout: Layout, spans: Sequence[Span]) -> None:
         self._spans = tuple(spans)
         self._numbers = np.array([span.number for span in spans], np.intp)
         # Both halves of a pair keep their order, so that one half's i-th goes with the other's.
         channels = sorted((c for i, span in enumerate(spans) for c in _channels(i, span)), key=attrgetter("kind"))
         self._slices = _slices_of_kinds(channels)
         self._rows = _rows_of(spans, channels)
-        self._span_of = np.array([*range(len(spans)), *(channel.span for channel in channels)], np.intp)
-        self._column = np.array([0] * len(spans) + [channel.column for channel in channels], np.int64)
-        self._width = np.array([record_words(spans[i].group) for i in self._span_of.tolist()], np.int64)
+        self._span_of = np.array([channel.span for channel in channels], np.intp)
         self._empty = np.array([_empty_word(channel.field) for channel in channels], np.int64)[:, None]
         self._hop = np.array([[span.group.hop or 1] for span in spans], np.int64)
         self._window = np.array([[span.window or 0] for span in spans], np.int64)
         self._whole = spans[0].group.hop is None
+        columns = [(spans[channel.span].number, *channel.place) for channel in channels]
+        if not self._whole:
+            columns += [(span.number, IDS, 0) for span in spans]
+        self._columns = Columns(layout, columns)
         self._others = [
-            (number, place) for number, span in enumerate(spans) for place in span.places if not _is_plain(span, place)
+            _Other(layout, number, span, place)
+            for number, span in enumerate(spans)
+            for place in span.places
+            if not _is_plain(span, place)
         ]
         self._shapes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def fold(self, opened: Opened, at: np.ndarray, found: Folded) -> None:
         """Puts the state of each (group, partial, window) into `found`."""
-        count, end = opened.tiles[self._numbers], opened.ends[self._numbers]
+        count = opened.tiles[self._numbers]
         most = max(1, int(count.max(initial=0)))
         back, place = self._shape(most)
-        words = opened.words.take(end[self._span_of] - back, mode="clip")
-        spans = len(self._spans)
-        inside = self._inside(words[:, :spans], count, place, at)
-        channels = words[:, spans:] if inside is None else self._emptied(words[:, spans:], inside)
-        self._reduce(channels, found)
-        for span, other in self._others:
-            self._fold_other(span, other, end[span] - back[:, span], inside, opened, found)
+        words = self._columns.fetch(opened, back)
+        channels = len(self._span_of)
+        inside = self._inside(words[:, channels:], opened.header[:, LATEST], count, place, at)
+        kept = words[:, :channels]
+        self._reduce(kept if inside is None else self._emptied(kept, inside), found)
+        for other in self._others:
+            other.fold(opened, place, None if inside is None else inside[:, other.number], found)
 
     def _emptied(self, channels: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """The channels from the oldest tile on that is inside for some, with empty words where it is not for others."""
@@ -98,57 +104,70 @@ class Bundle:
         oldest = int(for_some.argmax())
         mixed = 0 if every(for_all) else for_all.size - int(for_all[::-1].argmin())
         if oldest < mixed:
-            chosen = inside[oldest:mixed, self._span_of[inside.shape[1] :]]
+            chosen = inside[oldest:mixed, self._span_of]
             channels[oldest:mixed] = np.where(chosen, channels[oldest:mixed], self._empty)
         return channels[oldest:]
 
     def _shape(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """For so many tiles: how far before the end of an entity's tiles each word is, `int64[most, words, 1]`, and the
-        number of each place counted from the newest tile, `int64[most, 1, 1]`."""
+        """For so many tiles: how far each number is before the end of an entity's tiles, `int64[most, columns, 1]`, and
+        the number of each place counted from the newest tile, `int64[most, 1, 1]`."""
         shape = self._shapes.get(most)
         if shape is None:
-            place = np.arange(most, 0, -1, dtype=np.int64)[:, None]
-            shape = ((place * self._width - self._column)[:, :, None], place[:, :, None])
+            place = np.arange(most, 0, -1, dtype=np.int64)[:, None, None]
+            shape = (place * self._columns.width - self._columns.column, place)
             if len(self._shapes) >= _KEPT:
                 self._shapes.clear()
             self._shapes[most] = shape
         return shape
 
-    def _inside(self, ids: np.ndarray, count: np.ndarray, place: np.ndarray, at: np.ndarray) -> np.ndarray | None:
-        """`bool[k, spans, n]`: where there is a tile of the window, its whole tail tile too; None for everywhere."""
+    def _inside(
+        self, before: np.ndarray, latest: np.ndarray, count: np.ndarray, place: np.ndarray, at: np.ndarray
+    ) -> np.ndarray | None:
+        """`bool[k, spans, n]`: where there is a tile of the window, its whole tail tile too; None for everywhere.
+        `before` is how many tiles each is before that of the latest event."""
         inside = place <= count
         if not self._whole:
-            inside &= ids >= (at - self._window) // self._hop
+            inside &= before <= latest // self._hop - (at - self._window) // self._hop
         return None if every(inside) else inside
 
     def _reduce(self, channels: np.ndarray, found: Folded) -> None:
         folded: dict[tuple[str, str], np.ndarray] = {}
         numbers = channels.view(np.float64)
-        for (across, kind), part in self._slices.items():
+        for (kind, across), part in self._slices.items():
             words = (numbers if kind == "f8" else channels)[:, part]
             if across == "pair":
-                folded[across, kind], folded[REST, kind] = sum_pairs(np, words, numbers[:, self._slices[REST, kind]])
+                folded[kind, across], folded[kind, REST] = sum_pairs(np, words, numbers[:, self._slices[kind, REST]])
             elif across != REST:
-                folded[across, kind] = ACROSS[across](np, words)
+                folded[kind, across] = ACROSS[across](np, words)
         for partial, rows in self._rows:
             found[partial] = tuple([folded[kind][row] for kind, row in rows])
 
-    def _fold_other(
-        self, number: int, place: int, ids: np.ndarray, inside: np.ndarray | None, opened: Opened, found: Folded
-    ) -> None:
-        """A partial that has texts, sketches, lists, or fields that go together. `ids` has places of the tiles' ids."""
-        span = self._spans[number]
-        partial = span.group.stored[place].partial
-        live = np.ones(ids.shape, np.bool_) if inside is None else inside[:, number]
+
+class _Other:
+    """A partial of a span that has texts, sketches, lists, or fields that go together."""
+
+    def __init__(self, layout: Layout, number: int, span: Span, place: int) -> None:
+        self.number = number
+        """Of the span, in its bundle."""
+        self._state = span.number, place, span.window
+        self._partial = span.group.stored[place].partial
+        places = columns_of(span.group).places[place]
+        self._columns = [
+            Columns(layout, [(span.number, section, column + i) for i in range(words_of(field))])
+            for field, (section, column) in zip(self._partial.fields, places, strict=True)
+        ]
+
+    def fold(self, opened: Opened, place: np.ndarray, inside: np.ndarray | None, found: Folded) -> None:
+        """`place` is as of `_shape`, `inside` is `bool[k, n]`, or None for everywhere."""
+        live = np.ones((place.size, opened.tiles.shape[1]), np.bool_) if inside is None else inside
         state: list[np.ndarray] = []
-        for spec, column in zip(partial.fields, columns_of(span.group, place), strict=True):
-            steps = np.arange(column, column + words_of(spec))[:, None, None]
-            words = opened.words.take(ids + steps, mode="clip")
-            values = read_field(spec, words, live, opened.heap, opened.buffer)
+        for field, columns in zip(self._partial.fields, self._columns, strict=True):
+            words = np.moveaxis(columns.fetch(opened, place * columns.width - columns.column), 1, 0)
+            values = read_field(field, words, live, opened.heap, opened.buffer)
             if inside is not None:
-                values = np.where(live if values.ndim == live.ndim else live[:, :, None], values, spec.empty)
+                values = np.where(live if values.ndim == live.ndim else live[:, :, None], values, field.empty)
             state.append(values)
-        found[span.number, place, span.window] = partial.fold(np, tuple(state))
+        found[self._state] = self._partial.fold(np, tuple(state))
 
 
 class Folds:
@@ -156,8 +175,8 @@ class Folds:
 
     def __init__(self, layout: Layout) -> None:
         spans = spans_of(layout)
-        self._together = [Bundle(bundle) for bundle in _bundled(spans)]
-        self._apart = [Bundle([span]) for span in spans]
+        self._together = [Bundle(layout, bundle) for bundle in _bundled(spans)]
+        self._apart = [Bundle(layout, [span]) for span in spans]
 
     def fold(self, opened: Opened, at: np.ndarray) -> Folded:
         """The state of each (group, partial, window) at `at` (`int64[n]` µs). Right where `at` is not before the
@@ -197,11 +216,15 @@ def _is_plain(span: Span, place: int) -> bool:
 
 
 def _channels(number: int, span: Span) -> Iterable[_Channel]:
+    """A count that several partials have is one of them."""
+    found: dict[Place, _Channel] = {}
     for place in span.places:
         if _is_plain(span, place):
-            partial: Partial = span.group.stored[place].partial
-            fields = zip(columns_of(span.group, place), partial.across or (), partial.fields, strict=True)
-            yield from (_Channel(number, column, across, spec) for column, across, spec in fields)
+            partial = span.group.stored[place].partial
+            fields = zip(columns_of(span.group).places[place], partial.across or (), partial.fields, strict=True)
+            for at, across, field in fields:
+                found.setdefault(at, _Channel(number, at, across, field))
+    return found.values()
 
 
 def _slices_of_kinds(channels: Sequence[_Channel]) -> dict[tuple[str, str], slice]:
@@ -215,21 +238,21 @@ def _slices_of_kinds(channels: Sequence[_Channel]) -> dict[tuple[str, str], slic
     return slices
 
 
-_Place = tuple[int, int, int | None]
+_Key = tuple[int, int, int | None]
 """Group, partial and window, as `Folded` has them."""
 
 
 def _rows_of(
     spans: Sequence[Span], channels: Sequence[_Channel]
-) -> list[tuple[_Place, list[tuple[tuple[str, str], int]]]]:
+) -> list[tuple[_Key, list[tuple[tuple[str, str], int]]]]:
     """Where each partial's fields are: the kind, and the place among the channels of that kind."""
     seen: Counter[tuple[str, str]] = Counter()
-    places: dict[tuple[int, int], tuple[tuple[str, str], int]] = {}
+    places: dict[tuple[int, Place], tuple[tuple[str, str], int]] = {}
     for channel in channels:
-        places[channel.span, channel.column] = channel.kind, seen[channel.kind]
+        places[channel.span, channel.place] = channel.kind, seen[channel.kind]
         seen[channel.kind] += 1
     return [
-        ((span.number, place, span.window), [places[i, column] for column in columns_of(span.group, place)])
+        ((span.number, place, span.window), [places[i, at] for at in columns_of(span.group).places[place]])
         for i, span in enumerate(spans)
         for place in span.places
         if _is_plain(span, place)

@@ -52,12 +52,19 @@ def _compile(numba: Any) -> Kernel:
     built: dict[str, Any] = {**vars(exact), **vars(walk)}
     source = {name: each for name, each in built.items() if isinstance(each, FunctionType)}
     for name, each in source.items():
-        # Each sees the others compiled; the module itself stays as it is.
-        built[name] = numba.njit(FunctionType(each.__code__, built, name, each.__defaults__))
-    words, table = numba.types.int64[::1], numba.types.int64[:, ::1]
-    stored = numba.types.Array(numba.types.int64, 1, "C", readonly=True)
-    built["check"].compile((stored, words, words, words, table, table, table, table))
-    built["fold"].compile((stored, table, table, words, words, table, table, table))
+        # Each sees the others compiled; the module itself stays as it is. Calls with arrays cost more than what the
+        # small ones do, unless they are put where they are called.
+        inline = "always" if name.startswith("_") else "never"
+        built[name] = numba.njit(FunctionType(each.__code__, built, name, each.__defaults__), inline=inline)
+    array, whole = numba.types.Array, numba.types.int64
+    words, table, forms = whole[::1], whole[:, ::1], whole[:, :, ::1]
+    stored, halves = (array(kind, 1, "C", readonly=True) for kind in (whole, numba.types.float32))
+    several = numba.types.Tuple
+    found = several((table, table, table, table, table))
+    built["check"].compile((stored, words, several((words, table, forms)), found))
+    built["fold"].compile(
+        (several((stored, halves, table, table, table, table)), words, several((table, table, table)), table)
+    )
     for name in ("check", "fold"):
         built[name].disable_compile()  # arrays of other types are a mistake, and not worth seconds in a lookup
     return Kernel(built["check"], built["fold"])

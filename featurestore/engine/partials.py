@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,18 @@ REGISTERS = 1 << SKETCH_BITS
 """HyperLogLog registers; the standard error is 1.04 / sqrt(REGISTERS) = 2.3 %."""
 
 
+class Role(Enum):
+    """What a field's numbers are like, for those who store them."""
+
+    VALUE = "value"
+    COUNT = "count"
+    """How many events were aggregated: never below 0, and mostly small."""
+    LOW = "low"
+    """The lower half of a pair: mostly 0."""
+    WHOLE = "whole"
+    """Nothing to be saved: instants, sequences and what goes with them, sums of squares."""
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One array of a state. `kind`: `i8`, `f8`, `text` (int64 codes) or `u1`; `width` 1 is a scalar per tile."""
@@ -30,6 +43,7 @@ class Field:
     kind: str
     empty: int | float
     width: int = 1
+    role: Role = Role.VALUE
 
     @property
     def dtype(self) -> Any:
@@ -261,7 +275,8 @@ def int_hash(xp: Any, values: Array) -> Array:
     return z ^ (z >> xp.uint64(31))
 
 
-_COUNT = Field("i8", 0)
+_COUNT = Field("i8", 0, role=Role.COUNT)
+_HIGH, _LOW = Field("f8", 0.0), Field("f8", 0.0, role=Role.LOW)
 
 
 def count() -> Partial:
@@ -274,15 +289,11 @@ def int_sum() -> Partial:
 
 
 def float_sum() -> Partial:
-    return Partial(
-        (_COUNT, Field("f8", 0.0), Field("f8", 0.0)), _float_sum, _merge_float_sums, across=("sum", "pair", REST)
-    )
+    return Partial((_COUNT, _HIGH, _LOW), _float_sum, _merge_float_sums, across=("sum", "pair", REST))
 
 
 def moments() -> Partial:
-    return Partial(
-        (_COUNT, Field("f8", 0.0), Field("f8", 0.0), Field("f8", 0.0)), _moments, _merge_moments, whole="moments"
-    )
+    return Partial((_COUNT, _HIGH, _LOW, Field("f8", 0.0, role=Role.WHOLE)), _moments, _merge_moments, whole="moments")
 
 
 def minimum(kind: str) -> Partial:
@@ -299,7 +310,7 @@ def maximum(kind: str) -> Partial:
 
 def first(kind: str) -> Partial:
     return Partial(
-        (Field("i8", INT_MAX), Field("i8", INT_MAX), _value(kind)),
+        (_instant(INT_MAX), _instant(INT_MAX), _value(kind)),
         *_end(INT_MAX, _nothing(kind), later=False),
         whole="first",
     )
@@ -307,19 +318,24 @@ def first(kind: str) -> Partial:
 
 def last(kind: str) -> Partial:
     return Partial(
-        (Field("i8", INT_MIN), Field("i8", INT_MIN), _value(kind)),
+        (_instant(INT_MIN), _instant(INT_MIN), _value(kind)),
         *_end(INT_MIN, _nothing(kind), later=True),
         whole="last",
     )
 
 
 def newest(kind: str, n: int) -> Partial:
-    fields = (Field("i8", INT_MIN, n), Field("i8", INT_MIN, n), _value(kind, n))
+    fields = (_instant(INT_MIN, n), _instant(INT_MIN, n), _value(kind, n))
     return Partial(fields, *_newest(n, _nothing(kind)), whole="last" if n == 1 else None)
 
 
+def _instant(never: int, n: int = 1) -> Field:
+    """Of an event: its time, or its place in the log."""
+    return Field("i8", never, n, Role.WHOLE)
+
+
 def _value(kind: str, n: int = 1) -> Field:
-    return Field(kind, _nothing(kind), n)
+    return Field(kind, _nothing(kind), n, Role.WHOLE)
 
 
 def _nothing(kind: str) -> int:

@@ -10,12 +10,14 @@ from typing import cast
 import numpy as np
 
 from featurestore.definitions.compiled import CompiledView
-from featurestore.engine import packing, windows
+from featurestore.engine import windows
 from featurestore.engine.columns import FeatureColumn
 from featurestore.engine.folds import Folds
 from featurestore.engine.kernel import Kernel
 from featurestore.engine.layout import layout_of
-from featurestore.engine.packing import Opened
+from featurestore.engine.opening import Opened, open_values
+from featurestore.engine.packing import blank
+from featurestore.engine.sections import LATEST, PARTITION
 from featurestore.engine.text import resolve
 from featurestore.engine.walked import Walks
 from featurestore.engine.windows import Instants
@@ -45,12 +47,12 @@ class ViewReader:
         """With a kernel it takes less time, and the values are the same."""
         self.view = view
         self.layout = layout_of(view)
-        self._open: Callable[[Sequence[bytes]], Opened] = partial(packing.open_values, self.layout)
+        self._open: Callable[[Sequence[bytes]], Opened] = partial(open_values, self.layout)
         self._fold = Folds(self.layout).fold
         if kernel is not None:
             walks = Walks(self.layout, kernel)
             self._open, self._fold = walks.open, walks.fold
-        self._blank = packing.blank(self.layout)
+        self._blank = blank(self.layout)
 
     def read(self, values: Sequence[bytes | None], at: np.ndarray | None, now: int | np.ndarray) -> Reading:
         """Values as read (None: not found) → features at `at` (`int64[n]` µs), or at max(now, latest) where None.
@@ -59,7 +61,7 @@ class ViewReader:
         """
         found, there = self._there(values)
         opened = self._open(there)
-        latest, partition = opened.header[:, packing.LATEST], opened.header[:, packing.PARTITION]
+        latest, partition = opened.header[:, LATEST], opened.header[:, PARTITION]
         asked = np.maximum(latest, now) if at is None else at
         with np.errstate(all="ignore"):
             folded = self._fold(opened, asked)

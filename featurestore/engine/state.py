@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from featurestore.definitions.compiled import CompiledView
-from featurestore.engine import packing
+from featurestore.engine import packing, sections
 from featurestore.engine.array import Array, to_host
 from featurestore.engine.columns import NEVER, EventBatch, StringPool
 from featurestore.engine.evaluate import Leaves
 from featurestore.engine.gather import concerned, events_of, leaves_of, take_leaves
 from featurestore.engine.layout import Group, layout_of
+from featurestore.engine.opening import Unpacked, unpack
 from featurestore.engine.reduce import Segments, State, take
 from featurestore.engine.text import intern_references, pool_encoder
 from featurestore.engine.windows import NO_TILE, Tiles
@@ -105,8 +106,8 @@ class ViewState:
         """
         fresh = [k for k, value in zip(keys, values, strict=True) if value is None]
         stored = [(k, value) for k, value in zip(keys, values, strict=True) if value is not None]
-        unpacked = packing.unpack(self.layout, [value for _, value in stored])
-        mine = np.isin(unpacked.header[:, packing.PARTITION], (partition, packing.NOBODY))
+        unpacked = unpack(self.layout, [value for _, value in stored])
+        mine = np.isin(unpacked.header[:, sections.PARTITION], (partition, sections.NOBODY))
         known = [k for (k, _), ok in zip(stored, mine.tolist(), strict=True) if ok]
         self._make_room(len(fresh) + len(known))
         if len(self._pool) > MAX_TEXTS:
@@ -144,11 +145,11 @@ class ViewState:
 
     def encode(self, slots: np.ndarray, *, generation: int, partition: int, offset: int) -> list[bytes]:
         """The packed values of some entities, valid for `offset`."""
-        header = np.zeros((slots.size, packing.HEADER_WORDS), np.int64)
-        header[:, packing.MAGIC] = packing.FORMAT
-        header[:, packing.FINGERPRINT] = packing.fingerprint_word(self.view.fingerprint)
-        header[:, packing.GENERATION], header[:, packing.OFFSET] = generation, offset
-        header[:, packing.PARTITION], header[:, packing.LATEST] = partition, self._latest[slots]
+        header = np.zeros((slots.size, sections.HEADER_WORDS), np.int64)
+        header[:, sections.MAGIC] = sections.FORMAT
+        header[:, sections.FINGERPRINT] = sections.fingerprint_word(self.view.fingerprint)
+        header[:, sections.GENERATION], header[:, sections.OFFSET] = generation, offset
+        header[:, sections.PARTITION], header[:, sections.LATEST] = partition, self._latest[slots]
         groups = [self._live_rows(g, t, slots) for g, t in zip(self.layout.groups, self._tiles, strict=True)]
         return packing.pack(self.layout, header, groups, lambda codes: pool_encoder(self._pool, codes))
 
@@ -241,13 +242,13 @@ class ViewState:
         states = tuple(tuple(to_host(field[at]) for field in state) for state in tiles.states)
         return packing.TileRows(entity, oldest[entity, 0] + step, states)
 
-    def _fill(self, slots: np.ndarray, unpacked: packing.Unpacked, mine: np.ndarray) -> None:
+    def _fill(self, slots: np.ndarray, unpacked: Unpacked, mine: np.ndarray) -> None:
         """Writes decoded values into the slots; `slots[i]` is for the i-th value that is `mine`."""
         xp = self._xp
         target = np.full(mine.size, -1, np.int64)
         target[mine] = slots
         header = unpacked.header[mine]
-        self._applied[slots], self._latest[slots] = header[:, packing.OFFSET], header[:, packing.LATEST]
+        self._applied[slots], self._latest[slots] = header[:, sections.OFFSET], header[:, sections.LATEST]
         for group, tiles, stored_tiles in zip(self.layout.groups, self._tiles, unpacked.groups, strict=True):
             wanted = np.nonzero((stored_tiles.ids != NO_TILE) & mine[:, None])
             ids = stored_tiles.ids[wanted]

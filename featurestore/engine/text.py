@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from featurestore.engine.array import ragged
 from featurestore.engine.columns import StringPool
-from featurestore.engine.packing import LENGTH_BITS, LENGTH_MASK, REREAD
+from featurestore.engine.opening import REREAD
+from featurestore.engine.sections import LENGTH_BITS, LENGTH_MASK
 from featurestore.errors import Corrupt
 
 

@@ -1,4 +1,4 @@
-"""Stored values → the merged state of every window, by the kernel: as `packing.open_values` and `folds`, in less time.
+"""Stored values → the merged state of every window, by the kernel: as `opening.open_values` and `folds`, in less time.
 
 Sketches and lists, which are no words side by side, are left to `folds`.
 """
@@ -14,18 +14,18 @@ from featurestore.engine import walk
 from featurestore.engine.folds import Bundle, Span, spans_of
 from featurestore.engine.kernel import Kernel
 from featurestore.engine.layout import Layout
-from featurestore.engine.packing import (
+from featurestore.engine.opening import Opened, joined, open_values, read_field
+from featurestore.engine.partials import REST, Field, Partial
+from featurestore.engine.sections import (
     FORMAT,
+    FORMS,
     HEADER_WORDS,
-    Opened,
+    INTS,
+    SECTIONS,
+    Place,
     columns_of,
     fingerprint_word,
-    joined,
-    open_values,
-    read_field,
-    record_words,
 )
-from featurestore.engine.partials import REST, Field, Partial
 from featurestore.engine.windows import Folded
 
 _FIELDS = {
@@ -46,60 +46,80 @@ class Walks:
 
     def __init__(self, layout: Layout, kernel: Kernel) -> None:
         self._layout, self._kernel = layout, kernel
-        self._widths = np.array([record_words(group) for group in layout.groups], np.int64)
-        self._expected = np.array([FORMAT, fingerprint_word(layout.view.fingerprint)], np.int64)
-        self._placed: list[tuple[tuple[int, int, int | None], int, tuple[Field, ...]]] = []
-        """Group, partial and window, as `Folded` has them; the first row of the partial's fields, and these."""
+        columns = [columns_of(group) for group in layout.groups]
+        self._widths = np.array([of.widths for of in columns], np.int64).reshape(-1, SECTIONS)
+        self._sizes = np.array([of.sizes for of in columns], np.int64).reshape(-1, SECTIONS, FORMS)
+        self._marks = np.array([FORMAT, fingerprint_word(layout.view.fingerprint)], np.int64)
+        self._placed: list[tuple[tuple[int, int, int | None], tuple[tuple[Field, int], ...]]] = []
+        """Group, partial and window, as `Folded` has them; the partial's fields, and the row of each."""
+        self._rows = 0
         self._others: list[Bundle] = []
         spans: list[tuple[int, int, int, int, int]] = []
         steps: list[tuple[int, int, int]] = []
+        fields: list[tuple[int, int, int, int]] = []
         for span in spans_of(layout):
             begin = len(steps)
-            steps += self._place(span)
+            for kind, row, places in self._place(span):
+                steps.append((kind, len(fields), row))
+                fields += [self._field(span.number, *place) for place in places]
             spans.append((span.number, span.window or 0, span.group.hop or 0, begin, len(steps)))
             left = tuple(place for place in span.places if not _steps_of(span.group.stored[place].partial))
             if left:
-                self._others.append(Bundle([replace(span, places=left)]))
+                self._others.append(Bundle(layout, [replace(span, places=left)]))
         self._spans = np.array(spans, np.int64).reshape(-1, walk.END + 1)
-        self._steps = np.array(steps, np.int64).reshape(-1, 3)
+        self._steps = np.array(steps, np.int64).reshape(-1, walk.ROW + 1)
+        self._fields = np.array(fields, np.int64).reshape(-1, walk.SIGNED + 1)
 
-    def _place(self, span: Span) -> Iterator[tuple[int, int, int]]:
-        """The span's steps."""
-        for place in span.places:
-            partial = span.group.stored[place].partial
+    def _place(self, span: Span) -> Iterator[tuple[int, int, tuple[Place, ...]]]:
+        """The span's steps: what is done, its first row, and where the fields from there on are stored."""
+        known: dict[Place, int] = {}
+        for number in span.places:
+            partial = span.group.stored[number].partial
             kinds = _steps_of(partial)
-            if kinds:
-                columns, first = columns_of(span.group, place), self._rows
-                self._placed.append(((span.number, place, span.window), first, partial.fields))
-                yield from ((kind, columns[field], first + field) for field, kind in kinds.items())
+            if not kinds:
+                continue
+            places, rows = columns_of(span.group).places[number], list[int]()
+            for at, place in enumerate(places):
+                row = known.get(place) if kinds.get(at) == walk.SUM else None  # a count that another partial has too
+                if row is None:
+                    row, self._rows = self._rows, self._rows + 1
+                    if at in kinds:
+                        yield kinds[at], row, places[at:]
+                    if kinds.get(at) == walk.SUM:
+                        known[place] = row
+                rows.append(row)
+            fields = tuple(zip(partial.fields, rows, strict=True))
+            self._placed.append(((span.number, number, span.window), fields))
 
-    @property
-    def _rows(self) -> int:
-        return self._placed[-1][1] + len(self._placed[-1][2]) if self._placed else 0
+    def _field(self, group: int, section: int, column: int) -> tuple[int, int, int, int]:
+        return group * SECTIONS + section, int(self._widths[group, section]), column, int(section == INTS)
 
     def open(self, values: Sequence[bytes]) -> Opened:
         """Raises Corrupt for bytes of another format or view."""
         lengths = np.fromiter(map(len, values), np.int64, len(values))
-        buffer = joined(self._layout, values, int(lengths.max(initial=0)))
-        words = np.frombuffer(buffer, np.int64, len(buffer) >> 3)
+        buffer = joined(values)
+        words, groups = np.frombuffer(buffer, np.int64, len(buffer) >> 3), len(self._widths)
         header = np.empty((lengths.size, HEADER_WORDS), np.int64)
         heaps = np.empty((2, lengths.size), np.int64)
-        tiles = np.empty((self._widths.size, lengths.size), np.int64)
-        ends = np.empty_like(tiles)
-        if not self._kernel.check(words, lengths, self._expected, self._widths, header, heaps, tiles, ends):
+        tiles = np.empty((groups, lengths.size), np.int64)
+        ends = np.empty((groups * SECTIONS, lengths.size), np.int64)
+        sizes = np.empty_like(ends)
+        expected = (self._marks, self._widths, self._sizes)
+        if not self._kernel.check(words, lengths, expected, (header, heaps, tiles, ends, sizes)):
             return open_values(self._layout, values)  # which says what is wrong
-        return Opened(header, buffer, words, (heaps[0], heaps[1]), tiles, ends)
+        return Opened(header, buffer, words, (heaps[0], heaps[1]), tiles, ends, sizes)
 
     def fold(self, opened: Opened, at: np.ndarray) -> Folded:
         """As `Folds.fold`. Raises Corrupt."""
         out = np.empty((self._rows, at.size), np.int64)
-        floats = out.view(np.float64)
-        self._kernel.fold(opened.words, opened.tiles, opened.ends, at, self._widths, self._spans, self._steps, out)
+        floats, halves = out.view(np.float64), opened.words.view(np.float32)
+        stored = (opened.words, halves, opened.header, opened.tiles, opened.ends, opened.sizes)
+        self._kernel.fold(stored, at, (self._spans, self._steps, self._fields), out)
         live = np.ones((1, at.size), np.bool_)
         found: Folded = {}
-        for key, first, fields in self._placed:
+        for key, fields in self._placed:
             state = []
-            for row, field in enumerate(fields, first):
+            for field, row in fields:
                 if field.kind == "text":
                     words = out[None, row : row + 1]
                     state.append(read_field(field, words, live, opened.heap, opened.buffer)[0])

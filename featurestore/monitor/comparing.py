@@ -23,8 +23,9 @@ from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.definitions.expressions import names, render
 from featurestore.engine.columns import ARROW_TYPES, LOADED, NEVER, FeatureColumn, event_batch
 from featurestore.engine.history import evaluate_history
-from featurestore.engine.packing import GENERATION, LATEST, OFFSET, PARTITION, headers
+from featurestore.engine.packing import headers
 from featurestore.engine.read import ViewReader
+from featurestore.engine.sections import GENERATION, LATEST, OFFSET, PARTITION
 from featurestore.errors import UsageError
 from featurestore.offline.events import read_events
 from featurestore.offline.history import columns_of

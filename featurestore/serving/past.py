@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from featurestore.definitions.compiled import CompiledSource, CompiledView
 from featurestore.engine.columns import ARROW_TYPES, FeatureColumn
-from featurestore.engine.packing import GENERATION, NOBODY, OFFSET, PARTITION, headers
+from featurestore.engine.packing import headers
+from featurestore.engine.sections import GENERATION, NOBODY, OFFSET, PARTITION
 from featurestore.engine.statuses import overlaid
 from featurestore.errors import AtOutOfRange, StoreRefused, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard

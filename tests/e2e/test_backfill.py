@@ -12,7 +12,8 @@ import pytest
 
 from featurestore.clock import MINUTE, SystemClock
 from featurestore.engine.columns import LOADED
-from featurestore.engine.packing import GENERATION, headers
+from featurestore.engine.packing import headers
+from featurestore.engine.sections import GENERATION
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.offline.lake import Lake
 from featurestore.online.fences import Stage

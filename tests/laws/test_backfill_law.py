@@ -21,9 +21,10 @@ from featurestore.clock import HOUR, MINUTE, SECOND
 from featurestore.definitions.compile import compile_view
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import LOADED, event_batch
-from featurestore.engine.packing import GENERATION, NOBODY, OFFSET, PARTITION, headers
+from featurestore.engine.packing import headers
 from featurestore.engine.placement import partitions_of
 from featurestore.engine.read import ViewReader
+from featurestore.engine.sections import GENERATION, NOBODY, OFFSET, PARTITION
 from featurestore.engine.state import ViewState
 from featurestore.offline.events import VISIBLE_TIME
 from featurestore.online.fences import Fence

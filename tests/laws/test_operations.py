@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from featurestore.definitions.aggregates import RULES
 from featurestore.definitions.compiled import CompiledView
-from featurestore.engine import packing
+from featurestore.engine import packing, sections
 from featurestore.engine.columns import FeatureColumn, StringPool
 from featurestore.engine.gather import events_of, hashed, leaves_of
 from featurestore.engine.layout import Stored, layout_of
+from featurestore.engine.opening import unpack
 from featurestore.engine.operations import OPERATIONS
 from featurestore.engine.partials import Events
 from featurestore.engine.reduce import Segments, State, along_axis, by_segment, over_ranges, take
@@ -147,13 +148,13 @@ def test_any_split_gives_the_direct_result(op: str, column: str | None, events: 
 def test_packing_loses_nothing(op: str, column: str | None, events: list[OracleEvent]) -> None:
     p = Prepared(op, column, events)
     n = len(events)
-    header = np.zeros((n, packing.HEADER_WORDS), np.int64)
-    header[:, packing.MAGIC] = packing.FORMAT
-    header[:, packing.FINGERPRINT] = packing.fingerprint_word(p.view.fingerprint)
-    header[:, packing.LATEST] = np.arange(n) - 5
+    header = np.zeros((n, sections.HEADER_WORDS), np.int64)
+    header[:, sections.MAGIC] = sections.FORMAT
+    header[:, sections.FINGERPRINT] = sections.fingerprint_word(p.view.fingerprint)
+    header[:, sections.LATEST] = np.arange(n) - 5
     tiles = packing.TileRows(np.arange(n), np.zeros(n, np.int64), (p.states,))
     values = packing.pack(p.layout, header, [tiles], lambda codes: pool_encoder(p.pool, codes))
-    unpacked = packing.unpack(p.layout, values)
+    unpacked = unpack(p.layout, values)
 
     assert n == len(values)
     np.testing.assert_array_equal(header[:, :6], unpacked.header[:, :6])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.engine.packing import NOBODY
+from featurestore.engine.sections import NOBODY
 from featurestore.online.store import OnlineStore, Written
 from tests.parts.redis import RedisServer
 from tests.unit.online.values import packed, position

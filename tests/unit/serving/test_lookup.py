@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featurestore.clock import HOUR, MINUTE, SECOND, ManualClock, format_instant
-from featurestore.engine.packing import HEADER_WORDS
+from featurestore.engine.sections import HEADER_WORDS
 from featurestore.online.fences import Beat, Rebuild
 from featurestore.serving.answers import Block
 from featurestore.serving.batches import Group, Waiting

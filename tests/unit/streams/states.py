@@ -6,7 +6,8 @@ import numpy as np
 
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.layout import layout_of
-from featurestore.engine.packing import GENERATION, HEADER_WORDS, OFFSET, unpack
+from featurestore.engine.opening import unpack
+from featurestore.engine.sections import GENERATION, HEADER_WORDS, OFFSET
 
 _OF_A_LOG = (GENERATION, OFFSET)
 """Header words that say which log a value comes from, and not what it is."""

@@ -14,8 +14,9 @@ import pytest
 
 from featurestore.clock import HOUR, MINUTE, SECOND, ManualClock
 from featurestore.definitions.compiled import CompiledView
-from featurestore.engine.packing import GENERATION, NOBODY, OFFSET, PARTITION, headers
+from featurestore.engine.packing import headers
 from featurestore.engine.read import ViewReader
+from featurestore.engine.sections import GENERATION, NOBODY, OFFSET, PARTITION
 from featurestore.errors import LogTooShort, RebuildConflict, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.offline.loading import Loader, Terms

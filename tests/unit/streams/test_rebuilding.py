@@ -14,8 +14,9 @@ from featurestore.clock import HOUR, SECOND, ManualClock
 from featurestore.definitions.compile import compile_view
 from featurestore.definitions.compiled import CompiledView
 from featurestore.engine.columns import event_batch
-from featurestore.engine.packing import GENERATION, OFFSET, PARTITION, headers
+from featurestore.engine.packing import headers
 from featurestore.engine.placement import partitions_of
+from featurestore.engine.sections import GENERATION, OFFSET, PARTITION
 from featurestore.engine.state import ViewState
 from featurestore.errors import LogTooShort, NotFound, RebuildConflict
 from featurestore.offline.events import events_table, in_time_order, system_columns
