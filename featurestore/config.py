@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory of an API process for the last values of views whose `on_stale` is `last_known(…)`.",
     )
+    remembered_bytes: ByteSize = Field(
+        ByteSize(64 << 20),
+        ge=0,
+        description="Memory of an API process for rows that hold until their stored value changes; 0 keeps none.",
+    )
     lookups_at_once: int = Field(
         100,
         ge=1,

@@ -115,6 +115,15 @@ FALLBACK_ROWS = Counter(
 LAST_KNOWN_BYTES = Gauge(
     "fs_last_known_bytes", "Memory of values that are kept for when the online store is away.", registry=REGISTRY
 )
+LOOKUP_ROWS = Counter(
+    "fs_lookup_rows_total",
+    "Rows of a view in lookups of present values: evaluated, or remembered since nothing had changed.",
+    ("how",),
+    registry=REGISTRY,
+)
+REMEMBERED_BYTES = Gauge(
+    "fs_remembered_bytes", "Memory of rows that hold until their stored value changes.", registry=REGISTRY
+)
 REGISTRY_REVISION = Gauge("fs_registry_revision", "The registry revision in use.", registry=REGISTRY)
 WAITING_FOR = Gauge(
     "fs_waiting_for", "1 while work waits for a part: kafka, redis, lake or dlq.", ("part",), registry=REGISTRY

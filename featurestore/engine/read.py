@@ -14,6 +14,7 @@ from featurestore.engine import windows
 from featurestore.engine.columns import FeatureColumn
 from featurestore.engine.folds import Folds
 from featurestore.engine.kernel import Kernel
+from featurestore.engine.lasting import Lasting
 from featurestore.engine.layout import layout_of
 from featurestore.engine.opening import Opened, open_values
 from featurestore.engine.packing import blank
@@ -53,6 +54,7 @@ class ViewReader:
             walks = Walks(self.layout, kernel)
             self._open, self._fold = walks.open, walks.fold
         self._blank = blank(self.layout)
+        self._lasting = Lasting(self.layout)
 
     def read(self, values: Sequence[bytes | None], at: np.ndarray | None, now: int | np.ndarray) -> Reading:
         """Values as read (None: not found) → features at `at` (`int64[n]` µs), or at max(now, latest) where None.
@@ -68,6 +70,11 @@ class ViewReader:
             instants = Instants(asked, latest, found)
             columns = windows.features(self.layout, folded, instants, partial(resolve, opened.buffer))
         return Reading(columns, asked, latest, found, ~found | (asked >= latest), partition)
+
+    def until(self, reading: Reading) -> np.ndarray:
+        """For a reading without `at`: until when (`int64[n]` µs) its values are right while the stored ones are the
+        same."""
+        return self._lasting.until(reading.at, reading.columns)
 
     def _there(self, values: Sequence[bytes | None]) -> tuple[np.ndarray, Sequence[bytes]]:
         """Which are found, and the values with blank ones for the others."""

@@ -28,14 +28,20 @@ _QUOTED = [_encode(str(status)) for status in STATUSES]
 class Block:
     """n rows of one plan, of one request or of several that were evaluated together."""
 
-    columns: list[list[Any]]
-    """JSON-ready values, one list of n per column of the answer."""
+    make_columns: Callable[[], list[list[Any]]]
     status: np.ndarray
     """`uint8[columns, n]`, codes of `types.STATUS_CODES`."""
     as_of: list[np.ndarray]
     """`int64[n]` µs per column; NEVER where a value stands on no event."""
     at: list[np.ndarray]
     """`int64[n]` µs per column: the instant each value holds for."""
+    lines: list[bytes] | None = None
+    """The values of each row as a JSON array, where they are at hand. None once a value was replaced."""
+
+    @cached_property
+    def columns(self) -> list[list[Any]]:
+        """JSON-ready values, one list of n per column of the answer. Whoever replaces some sets `lines` to None."""
+        return self.make_columns()
 
     @cached_property
     def lowest_and_highest(self) -> tuple[int, int]:
@@ -64,7 +70,7 @@ def placeholder(plan: LookupPlan, rows: int, at: int, status: Status) -> Block:
     width = len(plan.defaults)
     never, instant = np.full(rows, NEVER, np.int64), np.full(rows, at, np.int64)
     return Block(
-        columns=[[default] * rows for default in plan.defaults],
+        lambda: [[default] * rows for default in plan.defaults],
         status=np.full((width, rows), STATUS_CODES[status], np.uint8),
         as_of=[never] * width,
         at=[instant] * width,
@@ -124,18 +130,25 @@ def _instant(at: int) -> bytes:
 
 
 def _lean(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
-    """All rows are encoded at once, a line each, and what is between them put in afterwards: an object for each row
-    takes longer, and no value has a line's end that is not escaped."""
-    rows = answer.block.rows[answer.start : answer.stop]
-    if not rows:
+    """Rows are JSON arrays already, or are encoded all at once, and what is between them is put in afterwards: objects
+    take longer."""
+    lines = _lines(answer)
+    if not lines:
         return b',"rows":', b"[]"
-    lines, (low, high) = _encode_lines(rows), answer.block.lowest_and_highest
+    low, high = answer.block.lowest_and_highest
     if low == high:
         between = b',"status":%b},{"values":' % _QUOTED[low]
-        return b',"rows":[{"values":', b'%b,"status":%b}]' % (lines[:-1].replace(b"\n", between), _QUOTED[low])
+        return b',"rows":[{"values":', b'%b,"status":%b}]' % (between.join(lines), _QUOTED[low])
     statuses = answer.block.row_statuses[answer.start : answer.stop]
-    shown = [b'{"values":%b,"status":%b}' % pair for pair in zip(lines.splitlines(), statuses, strict=True)]
+    shown = [b'{"values":%b,"status":%b}' % pair for pair in zip(lines, statuses, strict=True)]
     return b',"rows":[', b",".join(shown) + b"]"
+
+
+def _lines(answer: Answer) -> list[bytes]:
+    """No value has a line's end that is not escaped."""
+    if answer.block.lines is not None:
+        return answer.block.lines[answer.start : answer.stop]
+    return _encode_lines(answer.block.rows[answer.start : answer.stop]).splitlines()
 
 
 def _by_column(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
@@ -152,38 +165,33 @@ def _column_status(status: np.ndarray) -> Any:
     return _TEXTS[status[0]] if same else _TEXTS[status].tolist()
 
 
-class _Described(msgspec.Struct, gc=False):
-    value: Any
-    status: str
-    as_of: str | None
-    age_seconds: float | None
-
-
 def _full(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
+    """What a row is made of is encoded column by column, and put into the plan's frame of a row."""
     block, part = answer.block, slice(answer.start, answer.stop)
-    ages: dict[tuple[int, int], tuple[list[str | None], list[float | None]]] = {}
-    features = []
+    keys = plan.entities.names
+    columns = [_encode_lines([dict(zip(keys, key, strict=True)) for key in zip(*entities, strict=True)]).splitlines()]
+    ages: dict[tuple[int, int], list[bytes]] = {}
     for values, status, as_of, at in zip(block.columns, block.status, block.as_of, block.at, strict=True):
         age = ages.get((id(as_of), id(at)))  # most features of a view stand on the same events
         if age is None:
             age = ages[id(as_of), id(at)] = _ages(as_of[part], at[part])
-        features.append(list(map(_Described, values[part], _TEXTS[status[part]].tolist(), *age)))
-    names, keys = plan.service.feature_names, plan.entities.names
-    rows = [
-        {"entity": dict(zip(keys, key, strict=True)), "features": dict(zip(names, row, strict=True))}
-        for key, row in zip(zip(*entities, strict=True), zip(*features, strict=True), strict=True)
-    ]
-    return b',"rows":', _encode(rows)
+        statuses = [_QUOTED[code] for code in status[part].tolist()]
+        columns += [_encode_lines(values[part]).splitlines(), statuses, age]
+    rows = [plan.full_row % row for row in zip(*columns, strict=True)]
+    return b',"rows":[', b",".join(rows) + b"]"
 
 
-def _ages(as_of: np.ndarray, at: np.ndarray) -> tuple[list[str | None], list[float | None]]:
-    """Event times as text, and ages in seconds; None where there is no event."""
+def _ages(as_of: np.ndarray, at: np.ndarray) -> list[bytes]:
+    """The members for event times and ages in seconds; null where there is no event."""
     written = np.datetime_as_string(as_of.astype("M8[us]")).tolist()
-    texts: list[str | None] = [f"{text.removesuffix('.000000')}Z" for text in written]
-    ages: list[float | None] = ((at - as_of) / SECOND).tolist()
+    ages = _encode_lines(((at - as_of) / SECOND).tolist()).splitlines()
+    members = [
+        b'"as_of":"%bZ","age_seconds":%b' % (text.removesuffix(".000000").encode(), age)
+        for text, age in zip(written, ages, strict=True)
+    ]
     for row in np.flatnonzero(as_of == NEVER).tolist():
-        texts[row] = ages[row] = None
-    return texts, ages
+        members[row] = b'"as_of":null,"age_seconds":null'
+    return members
 
 
 SHAPES: dict[str, Callable[[LookupPlan, Answer, Sequence[list[KeyValue]]], tuple[bytes, bytes]]] = {

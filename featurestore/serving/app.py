@@ -39,6 +39,7 @@ from featurestore.serving.lookup import LookupEngine
 from featurestore.serving.past import PastLookups
 from featurestore.serving.problems import Problem, Refused
 from featurestore.serving.routes import Parts, router
+from featurestore.serving.rows import Room
 from featurestore.serving.schema import add_security
 from featurestore.serving.served import ServedLog
 
@@ -77,7 +78,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
     connected = _connect(settings, store, follower.current)
     engine = LookupEngine(connected.reads, board, past, fallbacks, clock)
     served = ServedLog(lake, clock, settings.served_share, settings.served_interval_seconds)
-    plans = Plans(follower.current, select(settings.lookup_kernel))
+    plans = Plans(follower.current, select(settings.lookup_kernel), Room(settings.remembered_bytes))
     endpoint = LookupEndpoint(plans, engine, served)
     access = access_to(settings, clock)
     admission = Admission(_limits(settings))

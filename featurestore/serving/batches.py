@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
-from featurestore.engine.read import Reading, ViewReader
+from featurestore.engine.read import ViewReader
 from featurestore.engine.statuses import overlaid
 from featurestore.errors import Corrupt
 from featurestore.monitor.freshness import ViewFreshness
@@ -18,6 +18,7 @@ from featurestore.serving.answers import Answer, Block, placeholder
 from featurestore.serving.fallback import Fallbacks, missing, not_vouched_for
 from featurestore.serving.plan import LookupPlan, ViewPart
 from featurestore.serving.problems import Refused
+from featurestore.serving.rows import Rows, rows_of
 from featurestore.telemetry import get_logger
 from featurestore.types import STATUS_CODES, Status
 
@@ -26,6 +27,8 @@ STEP_VALUES = 8_000
 
 _OK, _LATE = STATUS_CODES[Status.OK], STATUS_CODES[Status.LATE_PIPELINE]
 _STALE, _UNAVAILABLE = STATUS_CODES[Status.STALE], STATUS_CODES[Status.UNAVAILABLE]
+
+T = TypeVar("T")
 
 _log = get_logger(__name__)
 
@@ -70,7 +73,7 @@ class Waiting:
 
     def _unread(self) -> list[bool] | None:
         """By view; None where nothing was read, or nothing that may be shown before all is."""
-        return None if self.group is None or self.at is not None else [not read for read in self.group.read]
+        return None if self.group is None or self.at is not None else self.group.unread
 
 
 class Group:
@@ -81,14 +84,19 @@ class Group:
         self.rows = sum(w.rows for w in waiting)
         self.explicit = waiting[0].at is not None
         self.at = np.repeat([w.at or 0 for w in waiting], [w.rows for w in waiting]) if self.explicit else None
-        self.block = _empty(plan, self.rows)
-        self.read = [False] * len(plan.parts)
+        self._parts: list[Block | None] = [None] * len(plan.parts)
+        """Of each view that was read, a block with its columns only."""
         self._missing = np.zeros(self.rows, np.bool_)
         self._refused: list[tuple[np.ndarray, ViewPart, bool]] = []
         start = 0
         for one in waiting:
             one.group, one.start = self, start
             start += one.rows
+
+    @property
+    def unread(self) -> list[bool]:
+        """By view."""
+        return [part is None for part in self._parts]
 
     @property
     def left(self) -> bool:
@@ -109,17 +117,17 @@ class Group:
         part, at = self.plan.parts[view], None if self.at is None else self.at[rows]
         if fresh.unavailable:
             values = [None] * len(values)
-        reading, corrupt = _read(part.reader, values, at, self.now)
-        overlay = _overlay(fresh, keys, reading, corrupt)
+        found, corrupt = _read(part, keys, values, at, self.now)
+        overlay = _overlay(fresh, keys, found, corrupt)
         if not corrupt:
             self.remember(view, keys, values, fresh, fallbacks)
-        block = _block(self.plan, part, reading, overlay)
+        block = _block(self.plan, part, found, overlay)
         lake = np.zeros(len(keys), np.bool_)
         if at is not None:
             # A key that left the store when it went idle still has a past.
-            lake = (~reading.answerable | (~reading.found & (reading.at < self.now))) & _present(keys)
+            lake = (~found.answerable | (~found.found & (found.at < self.now))) & _present(keys)
             self._missing[rows] |= lake
-        self._settle(part, rows, block, keys, ~reading.found & ~lake, overlay, fallbacks)
+        self._settle(part, rows, block, keys, ~found.found & ~lake, overlay, fallbacks)
         return block
 
     def remember(
@@ -150,16 +158,7 @@ class Group:
 
     def put(self, view: int, blocks: Sequence[Block]) -> None:
         """Takes a view's columns: blocks of all rows, one after the other."""
-        if len(blocks) == len(self.read) == 1:
-            [self.block] = blocks
-            self.read[view] = True
-            return
-        for column, _ in self.plan.parts[view].picks:
-            self.block.columns[column] = list(chain.from_iterable(b.columns[column] for b in blocks))
-            self.block.status[column] = np.concatenate([b.status[column] for b in blocks])
-            self.block.as_of[column] = np.concatenate([b.as_of[column] for b in blocks])
-            self.block.at[column] = np.concatenate([b.at[column] for b in blocks])
-        self.read[view] = True
+        self._parts[view] = blocks[0] if len(blocks) == 1 else _one_below_the_other(blocks)
 
     def put_unread(self, view: int, fallbacks: Fallbacks) -> None:
         """The store did not answer for this view."""
@@ -173,6 +172,7 @@ class Group:
 
     def hand_out(self) -> None:
         """Answers everyone who still waits."""
+        block = _side_by_side(self.plan, self.rows, [part for part in self._parts if part is not None])
         for one in self.waiting:
             part = slice(one.start, one.start + one.rows)
             refusal = next((r for r in self._refused if r[0][part].any()), None) if self._refused else None
@@ -182,18 +182,19 @@ class Group:
                 continue
             if self.explicit and self._missing[part].any():
                 one.missing = self._missing[part]
-            one.answer(self.block, one.start, self.now if one.at is None else one.at)
+            one.answer(block, one.start, self.now if one.at is None else one.at)
 
     def copy_read(self, block: Block, start: int) -> None:
         """Puts the columns of views that were read into a request's own block; its first row is `start` here."""
-        for view, part in enumerate(self.plan.parts):
-            if not self.read[view]:
+        rows = slice(start, start + block.status.shape[1])
+        for part, read in zip(self.plan.parts, self._parts, strict=True):
+            if read is None:
                 continue
+            block.lines = None
             for column, _ in part.picks:
-                rows = slice(start, start + block.status.shape[1])
-                block.columns[column] = self.block.columns[column][rows]
-                block.status[column] = self.block.status[column, rows]
-                block.as_of[column], block.at[column] = self.block.as_of[column][rows], self.block.at[column][rows]
+                block.columns[column] = read.columns[column][rows]
+                block.status[column] = read.status[column, rows]
+                block.as_of[column], block.at[column] = read.as_of[column][rows], read.at[column][rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,25 +252,69 @@ def scattered(keys: list[str | None], stored: list[bytes | None]) -> list[bytes 
     return [None if key is None else next(following) for key in keys]
 
 
-def _block(plan: LookupPlan, part: ViewPart, reading: Reading, overlay: np.ndarray | None) -> Block:
-    block = _empty(plan, reading.at.size)
-    for column, feature in part.picks:
-        read = reading.columns[feature]
-        block.columns[column] = read.to_list()
-        block.status[column] = read.status if overlay is None else overlaid(read.status, overlay)
-        block.as_of[column], block.at[column] = read.as_of, reading.at
-    return block
-
-
-def _empty(plan: LookupPlan, rows: int) -> Block:
+def _block(plan: LookupPlan, part: ViewPart, found: Rows, overlay: np.ndarray | None) -> Block:
+    """With the view's columns only."""
+    columns = [column for column, _ in part.picks]
+    status = found.status if overlay is None else overlaid(found.status, overlay)
+    if len(columns) == len(plan.dtypes) and plan.in_order:
+        return Block(found.columns, status, found.as_of, [found.at] * len(columns), found.lines)
     width, none = len(plan.dtypes), np.empty(0, np.int64)
-    return Block([[]] * width, np.empty((width, rows), np.uint8), [none] * width, [none] * width)
+
+    def spread(values: Sequence[T], filler: T) -> list[T]:
+        placed = [filler] * width
+        for column, value in zip(columns, values, strict=True):
+            placed[column] = value
+        return placed
+
+    wide = np.empty((width, found.at.size), np.uint8)
+    wide[columns] = status
+    at = spread([found.at] * len(columns), none)
+    return Block(lambda: spread(found.columns(), []), wide, spread(found.as_of, none), at, found.lines)
 
 
-def _overlay(fresh: ViewFreshness, keys: list[str | None], reading: Reading, corrupt: list[int]) -> np.ndarray | None:
+def _one_below_the_other(blocks: Sequence[Block]) -> Block:
+    """Rows of a view that were evaluated one part after the other."""
+    lines = None
+    if all(block.lines is not None for block in blocks):
+        lines = list(chain.from_iterable(block.lines or () for block in blocks))
+    return Block(
+        lambda: [list(chain.from_iterable(parts)) for parts in zip(*(b.columns for b in blocks), strict=True)],
+        np.concatenate([block.status for block in blocks], axis=1),
+        [np.concatenate(parts) for parts in zip(*(block.as_of for block in blocks), strict=True)],
+        [np.concatenate(parts) for parts in zip(*(block.at for block in blocks), strict=True)],
+        lines,
+    )
+
+
+def _side_by_side(plan: LookupPlan, rows: int, blocks: Sequence[Block]) -> Block:
+    """Columns of all views, of the same rows."""
+    if len(blocks) == 1:
+        return blocks[0]
+    owner = {column: block for part, block in zip(plan.parts, blocks, strict=True) for column, _ in part.picks}
+    order = range(len(plan.dtypes))
+    lines = None
+    if plan.in_order and all(block.lines is not None for block in blocks):
+        lines = [
+            b"[%b]" % b",".join(parts) for parts in zip(*(_bare(block.lines or []) for block in blocks), strict=True)
+        ]
+    return Block(
+        lambda: [owner[column].columns[column] for column in order],
+        np.array([owner[column].status[column] for column in order], np.uint8).reshape(len(plan.dtypes), rows),
+        [owner[column].as_of[column] for column in order],
+        [owner[column].at[column] for column in order],
+        lines,
+    )
+
+
+def _bare(lines: Sequence[bytes]) -> list[bytes]:
+    """JSON arrays without their brackets."""
+    return [line[1:-1] for line in lines]
+
+
+def _overlay(fresh: ViewFreshness, keys: list[str | None], found: Rows, corrupt: list[int]) -> np.ndarray | None:
     if fresh.uniform == _OK and not corrupt:
         return None
-    overlay = np.where(_present(keys), fresh.of(keys, reading.partition, reading.found), np.uint8(_OK))
+    overlay = np.where(_present(keys), fresh.of(keys, found.partition, found.found), np.uint8(_OK))
     overlay[corrupt] = _UNAVAILABLE
     return overlay
 
@@ -278,17 +323,21 @@ def _present(keys: list[str | None]) -> np.ndarray:
     return np.fromiter((key is not None for key in keys), np.bool_, len(keys))
 
 
-def _read(reader: ViewReader, values: list[bytes | None], at: np.ndarray | None, now: int) -> tuple[Reading, list[int]]:
-    """The reading, with rows whose bytes are damaged read as absent, and those rows."""
+def _read(
+    part: ViewPart, keys: list[str | None], values: list[bytes | None], at: np.ndarray | None, now: int
+) -> tuple[Rows, list[int]]:
+    """What was read, with rows whose bytes are damaged read as absent, and those rows."""
     try:
-        return reader.read(values, at, now), []
+        if at is None and part.remembered is not None:
+            return part.remembered.read(keys, values, now), []
+        return rows_of(part.reader.read(values, at, now), part.features), []
     except Corrupt as error:
         _log.error("stored values are damaged", reason=error.message)
-    corrupt = _damaged(reader, values, 0, now)
+    corrupt = _damaged(part.reader, values, 0, now)
     sound = list(values)
     for row in corrupt:
         sound[row] = None
-    return reader.read(sound, at, now), corrupt
+    return rows_of(part.reader.read(sound, at, now), part.features), corrupt
 
 
 def _damaged(reader: ViewReader, values: list[bytes | None], first: int, now: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from time import perf_counter
 from urllib.parse import parse_qs
@@ -25,6 +25,7 @@ from featurestore.serving.own import with_own_features
 from featurestore.serving.plan import LookupPlan, compile_plan
 from featurestore.serving.problems import Problem, Refused, invalid
 from featurestore.serving.requests import parse_lookup
+from featurestore.serving.rows import RememberedRows, Room
 from featurestore.serving.served import ServedLog
 
 _log = telemetry.get_logger(__name__)
@@ -46,11 +47,15 @@ def problem_response(problem: Problem) -> Response:
 class Plans:
     """Plans of the catalog in use, by the service's name as requests write it (`flight_delay`, `flight_delay@3`)."""
 
-    def __init__(self, current: Callable[[], Catalog | None], kernel: Kernel | None = None) -> None:
-        self._current, self._kernel = current, kernel
+    def __init__(
+        self, current: Callable[[], Catalog | None], kernel: Kernel | None = None, room: Room | None = None
+    ) -> None:
+        """Without `room` no rows are remembered."""
+        self._current, self._kernel, self._room = current, kernel, room
         self._catalog: Catalog | None = None
         self._plans: dict[str, LookupPlan] = {}
         self._readers: dict[str, ViewReader] = {}
+        self._rows: dict[tuple[str, tuple[int, ...]], RememberedRows] = {}
 
     def of(self, service: str) -> LookupPlan:
         """Raises NotFound with near matches, and Refused while there is no catalog."""
@@ -60,12 +65,11 @@ class Plans:
             raise Refused(Problem(503, "unavailable", "no definitions are loaded", "registry", hint))
         if catalog is not self._catalog:
             self._catalog, self._plans = catalog, {}
-            kept = {view.fingerprint for view in catalog.views.values()}
-            self._readers = {print_: reader for print_, reader in self._readers.items() if print_ in kept}
+            self._forget({view.fingerprint for view in catalog.views.values()})
         plan = self._plans.get(service)
         if plan is None:
             found, version = catalog.resolve(service)
-            plan = self._plans[service] = compile_plan(catalog, found, version, self._reader)
+            plan = self._plans[service] = compile_plan(catalog, found, version, self._reader, self._remembered)
         return plan
 
     def _reader(self, view: CompiledView) -> ViewReader:
@@ -73,6 +77,20 @@ class Plans:
         if reader is None:
             reader = self._readers[view.fingerprint] = ViewReader(view, self._kernel)
         return reader
+
+    def _remembered(self, reader: ViewReader, features: tuple[int, ...]) -> RememberedRows | None:
+        if self._room is None or not self._room.max_bytes:
+            return None
+        name = reader.view.fingerprint, features
+        if name not in self._rows:
+            self._rows[name] = RememberedRows(reader, features, self._room)
+        return self._rows[name]
+
+    def _forget(self, kept: Set[str]) -> None:
+        """What belongs to other views than those."""
+        self._readers = {name: reader for name, reader in self._readers.items() if name in kept}
+        for name in [name for name in self._rows if name[0] not in kept]:
+            self._rows.pop(name).leave()
 
 
 class LookupEndpoint:

@@ -123,6 +123,7 @@ class Fallbacks:
         chosen = np.flatnonzero(rows)
         if not chosen.size:
             return rows
+        block.lines = None
         if action == "error":
             return rows & np.fromiter((key is not None for key in keys), np.bool_, len(keys))
         if action == "last_known":

@@ -202,7 +202,7 @@ class LookupEngine:
             else:
                 await self._fill(one, scattered(one.keys, values[start:stop]), pace)
             start = stop
-            if all(one.group.read):
+            if not any(one.group.unread):
                 one.group.hand_out()
 
     async def _fill(self, one: Slice, stored: Values, pace: _Pace) -> None:

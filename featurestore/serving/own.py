@@ -34,7 +34,7 @@ def with_own_features(plan: LookupPlan, answer: Answer, request: Mapping[str, pa
     at = [instants[part] for instants in block.at]
     latest = reduce(np.maximum, at, np.full(answer.stop - answer.start, answer.at))
     made = Block(
-        columns=[*(values[part] for values in block.columns[:shown]), *(column.to_list() for column in own)],
+        lambda: [*(values[part] for values in block.columns[:shown]), *(column.to_list() for column in own)],
         status=np.stack([*status[:shown], *(column.status for column in own)]),
         as_of=[*(as_of[part] for as_of in block.as_of[:shown]), *(column.as_of for column in own)],
         at=[*at[:shown], *(latest for _ in own)],

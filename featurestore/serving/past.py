@@ -187,7 +187,7 @@ def _merged(answer: Answer, found: Block, rows: np.ndarray) -> Block:
     """The answer's part of its block, with `rows` replaced."""
     part = slice(answer.start, answer.stop)
     merged = Block(
-        columns=[values[part] for values in answer.block.columns],
+        lambda: [values[part] for values in answer.block.columns],
         status=answer.block.status[:, part].copy(),
         as_of=[as_of[part].copy() for as_of in answer.block.as_of],
         at=[at[part].copy() for at in answer.block.at],

@@ -14,6 +14,7 @@ from featurestore.engine.columns import ARROW_TYPES, canonical_keys
 from featurestore.engine.read import ViewReader
 from featurestore.registry.catalog import Catalog
 from featurestore.serving.requests import EntityColumns, KeyValue, RequestFields
+from featurestore.serving.rows import RememberedRows
 from featurestore.types import STATUS_SUFFIX, Dtype
 
 
@@ -27,6 +28,12 @@ class ViewPart:
     """Positions of the view's key columns among the service's."""
     picks: tuple[tuple[int, int], ...]
     """(column that is looked up, feature of the view), both by position."""
+    remembered: RememberedRows | None = None
+    """None where nothing is to be kept."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        return tuple(feature for _, feature in self.picks)
 
     def canonical(self, columns: Sequence[list[KeyValue]]) -> list[str | None]:
         """The entity's key in this view for every row; None where a part of it is null."""
@@ -69,12 +76,16 @@ class LookupPlan:
     """Columns that own features stand on: full name, and position among those that are looked up."""
     defaults: tuple[Any, ...]
     """What stands in for a value that could not be read: the declared default, or null."""
+    in_order: bool
+    """Whether the answer's columns are those of the first view, then those of the second, and so on, and no more."""
     head: bytes = field(repr=False)
     """The envelope's first members as JSON, up to and without `at`."""
     names: bytes = field(repr=False)
     """The features' names as a JSON array."""
     types: bytes = field(repr=False)
     """The envelope's member for the declared types of key columns and features."""
+    full_row: bytes = field(repr=False)
+    """A row of the full shape, to be filled (`%`) with its entity, then each feature's value, status and age."""
     arrow_types: tuple[pa.DataType, ...] = field(repr=False)
     """Of the columns of the answer."""
     schema: pa.Schema = field(repr=False)
@@ -82,16 +93,21 @@ class LookupPlan:
 
 
 def compile_plan(
-    catalog: Catalog, service: CompiledService, version: int, reader: Callable[[CompiledView], ViewReader]
+    catalog: Catalog,
+    service: CompiledService,
+    version: int,
+    reader: Callable[[CompiledView], ViewReader],
+    remembered: Callable[[ViewReader, tuple[int, ...]], RememberedRows | None] = lambda reader, features: None,
 ) -> LookupPlan:
-    """`reader` gives the reader of a view; readers outlive plans."""
+    """`reader` gives the reader of a view, `remembered` the rows that are kept of some of its features; both outlive
+    plans."""
     views = {name: catalog.views[name, number] for name, number in service.views}
     keys: dict[str, Dtype] = {}
     for view in views.values():
         keys.update(view.keys)
     positions = {name: i for i, name in enumerate(keys)}
     parts = tuple(
-        ViewPart(view, reader(view), tuple(positions[key] for key in view.keys), _picks(service, view))
+        _part(view, reader(view), tuple(positions[key] for key in view.keys), _picks(service, view), remembered)
         for view in views.values()
     )
     read = [views[view].types[feature] for view, feature in service.read]
@@ -109,12 +125,35 @@ def compile_plan(
         dtypes=tuple(dtype for dtype, _ in read),
         inputs=tuple((f"{view}.{feature}", service.read.index((view, feature))) for view, feature in service.inputs),
         defaults=tuple(_defaults(views[view])[feature] for view, feature in service.read),
+        in_order=not service.order
+        and [c for part in parts for c, _ in part.picks] == list(range(len(service.columns))),
         head=msgspec.json.encode(head)[:-1] + b',"at":"',
         names=msgspec.json.encode(service.feature_names),
         types=b',"types":' + msgspec.json.encode({**keys, **named_types}),
+        full_row=_full_row(service.feature_names),
         arrow_types=arrow_types,
         schema=_schema(keys, dict(zip(service.feature_names, arrow_types, strict=True))),
     )
+
+
+def _part(
+    view: CompiledView,
+    reader: ViewReader,
+    keys: tuple[int, ...],
+    picks: tuple[tuple[int, int], ...],
+    remembered: Callable[[ViewReader, tuple[int, ...]], RememberedRows | None],
+) -> ViewPart:
+    return ViewPart(view, reader, keys, picks, remembered(reader, tuple(feature for _, feature in picks)))
+
+
+def _full_row(features: Sequence[str]) -> bytes:
+    described = [b'%b:{"value":%%b,"status":%%b,%%b}' % _escaped(name) for name in features]
+    return b'{"entity":%b,"features":{' + b",".join(described) + b"}}"
+
+
+def _escaped(name: str) -> bytes:
+    """A name as JSON, in what is filled with `%`."""
+    return msgspec.json.encode(name).replace(b"%", b"%%")
 
 
 def _type_text(declared: tuple[Dtype, bool]) -> str:

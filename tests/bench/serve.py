@@ -1,6 +1,8 @@
 """Lookups per second beside Feast and a bare ASGI handler: `python -m tests.bench.serve [--seconds 3] [--rounds 3]`.
 
 All servers are one process each on the same core and ask the same Redis; they are measured in turn, in one run.
+Nothing is stored meanwhile, so our API soon remembers nearly all rows. Another one, "evaluated", remembers none
+(FS_REMEMBERED_BYTES=0), as where every value changes between two lookups; what users see is between the two.
 Sampled answers of every round are compared with the values that were stored. `--memory 10000000` sends as many lookups
 of one entity more, and says what the API's memory does meanwhile. Feast takes part where `--feast` names a
 Python that has it (`python -m venv feast; feast/bin/pip install "feast[redis]"`): it cannot share our dependencies.
@@ -231,6 +233,7 @@ def _feast_rows(answer: dict[str, Any]) -> list[list[Any]]:
 _ROWS: dict[str, Callable[[dict[str, Any]], list[list[Any]]]] = {
     "bare": lambda answer: answer["rows"],
     "featurestore": _lean_rows,
+    "featurestore, evaluated": _lean_rows,
     "featurestore, full": _full_rows,
     "Feast": _feast_rows,
 }
@@ -275,18 +278,21 @@ def main() -> None:
         of_wide = asyncio.run(fill(server.url, now, serve_wide.view()))
         fill_bare(server.url, expected)
         os.sched_setaffinity(server.pid, {(os.cpu_count() or 1) - 1})
-        ours, bare, theirs = free_ports(3)
+        ours, forgetful, bare, theirs = free_ports(4)
         lake = str(folder / "lake")
         os.environ["FS_LOOKUP_KERNEL"] = chosen.kernel
         served = stack.enter_context(process(sys.executable, "-c", SERVE, server.url, lake, str(ours), cpu=0))
+        os.environ["FS_REMEMBERED_BYTES"] = "0"
+        again = stack.enter_context(process(sys.executable, "-c", SERVE, server.url, lake, str(forgetful), cpu=0))
         words = [str(server.port), str(bare)]
         plain = stack.enter_context(process(sys.executable, "-m", "tests.bench.bare_asgi", *words, cpu=0))
         stack.enter_context(beating(server.url))
-        for port in (ours, bare):
+        for port in (ours, forgetful, bare):
             until_answered(port)
         measured = [
             Served("bare", bare, plain.pid),
             Served("featurestore", ours, served.pid),
+            Served("featurestore, evaluated", forgetful, again.pid),
             Served("featurestore, full", ours, served.pid, path="/v1/lookup?shape=full"),
         ]
         if chosen.feast:
@@ -297,7 +303,8 @@ def main() -> None:
         )
         for rows in chosen.rows:
             _compare(rows, chosen.seconds, chosen.rounds, measured, expected, folder)
-        _measure_wide(ours, chosen.seconds, chosen.rounds, of_wide, folder)
+        for name, port in (("featurestore", ours), ("featurestore, evaluated", forgetful)):
+            _measure_wide(name, port, chosen.seconds, chosen.rounds, of_wide, folder)
         if chosen.memory:
             _watch_memory(measured[1], chosen.memory, expected, folder)
 
@@ -319,17 +326,19 @@ def _watch_memory(of: Served, lookups: int, expected: dict[str, list[Any]], fold
     )
 
 
-def _measure_wide(port: int, seconds: float, rounds: int, expected: dict[str, list[Any]], folder: Path) -> None:
+def _measure_wide(
+    name: str, port: int, seconds: float, rounds: int, expected: dict[str, list[Any]], folder: Path
+) -> None:
     requests, found, checked = serve_wide.bodies(picks(100)), [], 0
     for number in range(-1, rounds):
         result = measure(port, requests, seconds if number >= 0 else 0.5, folder, clients=WIDE_CLIENTS)
-        checked += verify("featurestore", result, requests, expected)
+        checked += verify(name, result, requests, expected)
         if number >= 0:
             found.append(result)
     rate, p50, p99 = (statistics.median(r[k] for r in found) for k in ("rate", "p50_ms", "p99_ms"))
     verdict = "met" if p99 <= WIDE_P99_MS else "NOT MET"
     print(
-        f" 100 × 50  featurestore, {WIDE_CLIENTS} clients  {rate:.0f}  p50 {p50:.2f} ms  p99 {p99:.2f} ms; "
+        f" 100 × 50  {name}, {WIDE_CLIENTS} clients  {rate:.0f}  p50 {p50:.2f} ms  p99 {p99:.2f} ms; "
         f"target {WIDE_P99_MS:g} ms: {verdict} ({checked} answers checked)"
     )
 
@@ -374,14 +383,16 @@ def _compare(
         p50, p99 = (statistics.median(r[k] for r in results) for k in ("p50_ms", "p99_ms"))
         beside = "".join(f"  {rates[name] / rates[peer]:.2f} × {peer}" for peer in ("bare", "Feast") if peer in rates)
         print(
-            f"{size:>4} × 10  {name:<18} {rates[name]:>8.0f} ({low:.0f}–{high:.0f})  "
+            f"{size:>4} × 10  {name:<23} {rates[name]:>8.0f} ({low:.0f}–{high:.0f})  "
             f"p50 {p50:.2f} ms  p99 {p99:.2f} ms{beside}"
         )
     print(f"{'':>10}{checked} answers checked")
     effort = {name: statistics.median(r["cpu_us"] for r in results) for name, results in found.items()}
     for ours, peer, what, target in (
         ("featurestore", "bare", "of the bare handler", TARGET),
+        ("featurestore, evaluated", "bare", "of the bare handler, evaluated", TARGET),
         ("featurestore", "Feast", "times Feast", FEAST[size]),
+        ("featurestore, evaluated", "Feast", "times Feast, evaluated", FEAST[size]),
         ("featurestore, full", "Feast", "times Feast, full shape", FEAST_FULL[size]),
     ):
         if peer in rates:
