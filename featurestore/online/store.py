@@ -29,6 +29,7 @@ from featurestore.online.fences import (
 )
 from featurestore.online.health import Finding, Info, Level, find, refuse_unsafe
 from featurestore.online.keys import Keyspace, staged
+from featurestore.online.names import Names
 from featurestore.online.scripts import PROMOTE, SET_IF_NEWER, SWAP_FIELD, Call, evaluate
 from featurestore.online.wire import Wire
 from featurestore.telemetry import STORE_DURATION
@@ -83,7 +84,7 @@ class OnlineStore:
 
     def __init__(self, client: Redis, wire: Wire, keyspace: Keyspace, address: str) -> None:
         self._client, self._wire = client, wire
-        self._keys = keyspace
+        self._keys, self._names = keyspace, Names(keyspace)
         self.address = address
         self._running: set[asyncio.Task[Any]] = set()
         self._last_put: dict[Slot, bytes] = {}
@@ -125,11 +126,11 @@ class OnlineStore:
 
     async def read_many(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[bytes | None]:
         """As `read`, for several views, each with its canonical keys, in one round trip."""
-        names = list(chain.from_iterable(self._keys.values(view_id, keys) for view_id, keys in wanted))
-        if not names:
+        mget = self._names.mget(wanted)
+        if not mget:
             return []
         with _READS.time(), translated(self.address):
-            values: list[bytes | None] = await self._wire.ask(b"MGET", *names)
+            values: list[bytes | None] = await self._wire.ask_packed(mget)
         return values
 
     async def read_fenced(

@@ -41,7 +41,11 @@ class Wire:
 
     async def ask(self, *words: bytes | str | int) -> Any:
         """The reply to one command. Raises what the Redis client raises, and an error reply."""
-        [reply] = await self.exchange([words])
+        return await self.ask_packed(_pack(words))
+
+    async def ask_packed(self, command: bytes) -> Any:
+        """As `ask`, for a command in the form in which it is sent."""
+        [reply] = await self._send(command, 1)
         if isinstance(reply, redis_errors.RedisError):
             raise reply
         return reply
@@ -52,12 +56,7 @@ class Wire:
         Where the server says nothing for too long the connection is given up, with all who wait: answers come in
         order, so theirs would be later still.
         """
-        if not commands:
-            return []
-        replies = self._replies
-        if replies is None or replies.lost:
-            replies = await self._opened()
-        return await replies.send(b"".join(map(_pack, commands)), len(commands))
+        return await self._send(b"".join(map(_pack, commands)), len(commands)) if commands else []
 
     async def at_once(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands between which the server serves nobody else. Raises an error reply."""
@@ -73,6 +72,12 @@ class Wire:
         if self._replies is not None:
             self._replies.end(redis_errors.ConnectionError("the connection was closed"))
             await self._replies.released
+
+    async def _send(self, packed: bytes, count: int) -> list[Any]:
+        replies = self._replies
+        if replies is None or replies.lost:
+            replies = await self._opened()
+        return await replies.send(packed, count)
 
     async def _opened(self) -> _Replies:
         """All who come meanwhile wait for the same attempt, and one who leaves does not end it."""

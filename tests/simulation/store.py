@@ -235,16 +235,23 @@ class _Client:
         return _Beats()
 
     async def ask(self, *words: bytes | str | int) -> Any:
+        return await self.ask_packed(_pack(words))
+
+    async def ask_packed(self, command: bytes) -> Any:
         try:
-            return await self._redis.part.done(lambda: self._redis.run(_sent(words)))
+            return await self._redis.part.done(lambda: self._redis.run(_words(command)))
         except Gone as error:
             raise redis_errors.ConnectionError(str(error)) from error
 
 
 def _sent(command: Sequence[bytes | str | int]) -> list[bytes]:
     """The words of a command as a server reads them."""
+    return _words(_pack(tuple(command)))
+
+
+def _words(packed: bytes) -> list[bytes]:
     reader = hiredis.Reader()
-    reader.feed(_pack(tuple(command)))
+    reader.feed(packed)
     words: list[bytes] = reader.gets()
     return words
 
