@@ -21,6 +21,7 @@ Origin = Literal["online", "lake", "mixed"]
 _FIRST_DEGRADED = STATUS_CODES[Status.STALE]
 _TEXTS = np.array([str(status) for status in STATUSES], object)
 _encode, _encode_lines = msgspec.json.Encoder().encode, msgspec.json.Encoder().encode_lines
+_decode_cells = msgspec.json.Decoder(list[msgspec.Raw]).decode_lines
 _QUOTED = [_encode(str(status)) for status in STATUSES]
 
 
@@ -145,10 +146,9 @@ def _lean(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) 
 
 
 def _lines(answer: Answer) -> list[bytes]:
-    """No value has a line's end that is not escaped."""
     if answer.block.lines is not None:
         return answer.block.lines[answer.start : answer.stop]
-    return _encode_lines(answer.block.rows[answer.start : answer.stop]).splitlines()
+    return _each(answer.block.rows[answer.start : answer.stop])
 
 
 def _by_column(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
@@ -166,25 +166,40 @@ def _column_status(status: np.ndarray) -> Any:
 
 
 def _full(plan: LookupPlan, answer: Answer, entities: Sequence[list[KeyValue]]) -> tuple[bytes, bytes]:
-    """What a row is made of is encoded column by column, and put into the plan's frame of a row."""
+    """What rows are made of is encoded column by column, and put into a frame of a row."""
     block, part = answer.block, slice(answer.start, answer.stop)
-    keys = plan.entities.names
-    columns = [_encode_lines([dict(zip(keys, key, strict=True)) for key in zip(*entities, strict=True)]).splitlines()]
+    low, high = block.lowest_and_highest
+    frame = plan.row_frame(_QUOTED[low] if low == high else None)
+    columns: list[Sequence[bytes]] = [_each(column) for column in entities]
     ages: dict[tuple[int, int], list[bytes]] = {}
-    for values, status, as_of, at in zip(block.columns, block.status, block.as_of, block.at, strict=True):
+    for values, status, as_of, at in zip(_values(answer), block.status, block.as_of, block.at, strict=True):
         age = ages.get((id(as_of), id(at)))  # most features of a view stand on the same events
         if age is None:
             age = ages[id(as_of), id(at)] = _ages(as_of[part], at[part])
-        statuses = [_QUOTED[code] for code in status[part].tolist()]
-        columns += [_encode_lines(values[part]).splitlines(), statuses, age]
-    rows = [plan.full_row % row for row in zip(*columns, strict=True)]
+        statuses = [] if low == high else [[_QUOTED[code] for code in status[part].tolist()]]
+        columns += [values, *statuses, age]
+    rows = [frame % row for row in zip(*columns, strict=True)]
     return b',"rows":[', b",".join(rows) + b"]"
+
+
+def _values(answer: Answer) -> list[Sequence[bytes]]:
+    """As JSON, column by column."""
+    block = answer.block
+    if block.lines and answer.start < answer.stop:
+        lines = block.lines[answer.start : answer.stop]
+        return list(zip(*_decode_cells(b"\n".join(lines)), strict=True))
+    return [_each(values[answer.start : answer.stop]) for values in block.columns]
+
+
+def _each(values: Sequence[Any]) -> list[bytes]:
+    """No value has a line's end that is not escaped."""
+    return _encode_lines(values).splitlines()
 
 
 def _ages(as_of: np.ndarray, at: np.ndarray) -> list[bytes]:
     """The members for event times and ages in seconds; null where there is no event."""
     written = np.datetime_as_string(as_of.astype("M8[us]")).tolist()
-    ages = _encode_lines(((at - as_of) / SECOND).tolist()).splitlines()
+    ages = _each(((at - as_of) / SECOND).tolist())
     members = [
         b'"as_of":"%bZ","age_seconds":%b' % (text.removesuffix(".000000").encode(), age)
         for text, age in zip(written, ages, strict=True)

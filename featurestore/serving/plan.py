@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -84,12 +85,15 @@ class LookupPlan:
     """The features' names as a JSON array."""
     types: bytes = field(repr=False)
     """The envelope's member for the declared types of key columns and features."""
-    full_row: bytes = field(repr=False)
-    """A row of the full shape, to be filled (`%`) with its entity, then each feature's value, status and age."""
     arrow_types: tuple[pa.DataType, ...] = field(repr=False)
     """Of the columns of the answer."""
     schema: pa.Schema = field(repr=False)
     """Of an Arrow answer: key columns, then each feature followed by its status."""
+
+    def row_frame(self, status: bytes | None) -> bytes:
+        """A row of the full shape, to be filled (`%`) with the entity's keys, then each feature's value, status and
+        age as JSON; without the status where that is given, for all."""
+        return _row_frame(self.entities.names, self.service.feature_names, status or b"%b")
 
 
 def compile_plan(
@@ -130,7 +134,6 @@ def compile_plan(
         head=msgspec.json.encode(head)[:-1] + b',"at":"',
         names=msgspec.json.encode(service.feature_names),
         types=b',"types":' + msgspec.json.encode({**keys, **named_types}),
-        full_row=_full_row(service.feature_names),
         arrow_types=arrow_types,
         schema=_schema(keys, dict(zip(service.feature_names, arrow_types, strict=True))),
     )
@@ -146,9 +149,11 @@ def _part(
     return ViewPart(view, reader, keys, picks, remembered(reader, tuple(feature for _, feature in picks)))
 
 
-def _full_row(features: Sequence[str]) -> bytes:
-    described = [b'%b:{"value":%%b,"status":%%b,%%b}' % _escaped(name) for name in features]
-    return b'{"entity":%b,"features":{' + b",".join(described) + b"}}"
+@lru_cache(maxsize=1024)
+def _row_frame(keys: Sequence[str], features: Sequence[str], status: bytes) -> bytes:
+    entity = b",".join(b"%b:%%b" % _escaped(name) for name in keys)
+    described = [b'%b:{"value":%%b,"status":%b,%%b}' % (_escaped(name), status) for name in features]
+    return b'{"entity":{%b},"features":{%b}}' % (entity, b",".join(described))
 
 
 def _escaped(name: str) -> bytes:
