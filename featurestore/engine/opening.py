@@ -166,7 +166,8 @@ class Columns:
     def _widen(self, words: np.ndarray, short: np.ndarray) -> None:
         """Floats of four bytes → of eight."""
         if some(short):
-            wide = words.astype(np.uint32).view(np.float32).astype(np.float64).view(np.int64)
+            with np.errstate(invalid="ignore"):  # where eight bytes are meant, half of them may be no number
+                wide = words.astype(np.uint32).view(np.float32).astype(np.float64).view(np.int64)
             np.copyto(words, wide, where=short)
 
 

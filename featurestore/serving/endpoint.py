@@ -79,7 +79,7 @@ class Plans:
         return reader
 
     def _remembered(self, reader: ViewReader, features: tuple[int, ...]) -> RememberedRows | None:
-        if self._room is None or not self._room.max_bytes:
+        if self._room is None or not self._room.max_bytes or not features:
             return None
         name = reader.view.fingerprint, features
         if name not in self._rows:
