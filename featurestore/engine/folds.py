@@ -61,7 +61,6 @@ class Bundle:
     """Spans that are fetched together."""
 
     def __init__(self, layout: Layout, spans: Sequence[Span]) -> None:
-        self._spans = tuple(spans)
         self._numbers = np.array([span.number for span in spans], np.intp)
         # Both halves of a pair keep their order, so that one half's i-th goes with the other's.
         channels = sorted((c for i, span in enumerate(spans) for c in _channels(i, span)), key=attrgetter("kind"))

@@ -22,13 +22,13 @@ from featurestore.engine.sections import (
     HEADER_WORDS,
     HEAP_WORD,
     IDS,
+    INTS,
     LATEST,
     LENGTH_BITS,
     LENGTH_MASK,
     LOWS,
     MAGIC,
     SECTIONS,
-    SIGNED,
     TOTAL_WORDS,
     columns_of,
     fingerprint_word,
@@ -96,8 +96,9 @@ def open_values(layout: Layout, values: Sequence[bytes]) -> Opened:
             raise _broken()
         size = columns.sizes[:, form]
         used = columns.widths[:, None] * size * count
-        behind = np.cumsum((used + 7) >> 3, axis=0) + (position + 1)
-        ends[mine] = ((behind - ((used + 7) >> 3)) << 3) + used
+        room = (used + 7) >> 3
+        behind = np.cumsum(room, axis=0) + (position + 1)
+        ends[mine] = ((behind - room) << 3) + used
         tiles[number], sizes[mine], position = count, size, behind[-1]
         if some(position > end):
             raise _broken()
@@ -141,7 +142,7 @@ class Columns:
         """How many columns the section of each has, `int64[columns, 1]`."""
         self.column = np.array([column for *_, column in asked], np.int64)[:, None]
         self._floats = sum(section in (LOWS, FLOATS) for _, section, _ in asked)
-        signed = np.array([-(section == SIGNED) for _, section, _ in asked], np.int64)[:, None]
+        signed = np.array([-(section == INTS) for _, section, _ in asked], np.int64)[:, None]
         self._signed = signed if some(signed != 0) else None
 
     def fetch(self, opened: Opened, back: np.ndarray) -> np.ndarray:

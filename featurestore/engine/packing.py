@@ -113,9 +113,8 @@ def pack(layout: Layout, header: np.ndarray, groups: Sequence[TileRows], encode_
     forms = [_forms(of) for of in records]
     sizes = [of.columns.sizes[:, form] for of, form in zip(records, forms, strict=True)]
     rooms = [(of.columns.widths[:, None] * size * of.tiles + 7) >> 3 for of, size in zip(records, sizes, strict=True)]
-    body = np.full(entities, HEADER_WORDS, np.int64)
-    for room in rooms:
-        body += 1 + room.sum(axis=0)
+    lengths = [1 + room.sum(axis=0) for room in rooms]
+    body = np.full(entities, HEADER_WORDS, np.int64) + sum(lengths)
     total = body + (heap_sizes + 7) // 8
     starts = np.cumsum(total) - total
     words = np.zeros(int(total.sum()), "<i8")
@@ -123,14 +122,14 @@ def pack(layout: Layout, header: np.ndarray, groups: Sequence[TileRows], encode_
     header[:, TOTAL_WORDS], header[:, HEAP_WORD] = total, body
     words[starts[:, None] + np.arange(HEADER_WORDS)] = header
     position = starts + HEADER_WORDS
-    for of, form, size, room in zip(records, forms, sizes, rooms, strict=True):
+    for of, form, size, room, length in zip(records, forms, sizes, rooms, lengths, strict=True):
         for column, part, width in of.waiting:
             of.tables[WORDS][:, column : column + width] = references[part].reshape(-1, width)
         words[position] = (form << FORM_SHIFT) | of.tiles
         begins = position + 1 + np.cumsum(room, axis=0) - room
         for section, table in of.tables.items():
             _write(words, table, begins[section], size[section], of)
-        position = position + 1 + room.sum(axis=0)
+        position = position + length
     if heap_bytes.size:
         words.view(np.uint8)[position[heap_entity] * 8 + ragged(heap_sizes)[1]] = heap_bytes
     whole, ends = words.tobytes(), ((starts + total) * 8).tolist()

@@ -32,7 +32,6 @@ SECTIONS = 6
 WORDS, LOWS, FLOATS, INTS, COUNTS, IDS = range(SECTIONS)
 """Eight bytes each; lower halves of sums, which are mostly 0; floats; integers with a sign; counts; and how many tiles
 an id is before that of the latest event."""
-SIGNED = INTS
 
 _BYTES: dict[int, tuple[int, ...]] = {
     WORDS: (8,),
@@ -77,7 +76,7 @@ def words_of(field: Field) -> int:
     return 1 if field.kind == "u1" else field.width
 
 
-def section_of(field: Field) -> int:
+def _section_of(field: Field) -> int:
     if field.kind not in _OF_KIND or field.width > 1:
         return WORDS
     return _OF_ROLE.get(field.role, _OF_KIND[field.kind])
@@ -93,7 +92,7 @@ def columns_of(group: Group) -> Columns:
         found = []
         for index, (field, name) in enumerate(_named(stored)):
             if name not in known:
-                section = section_of(field)
+                section = _section_of(field)
                 known[name] = (section, int(widths[section]))
                 widths[section] += words_of(field)
                 written.append((number, index, known[name]))
