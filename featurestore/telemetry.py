@@ -100,6 +100,12 @@ STORE_BREAKER_STATE = Gauge(
 STORE_BREAKER_OPENED = Counter(
     "fs_store_breaker_opened_total", "How often lookups stopped asking the online store.", registry=REGISTRY
 )
+STORE_VALUES = Counter(
+    "fs_store_values_total",
+    "Stored values that lookups asked for: read, or kept since the online store did not announce a change.",
+    ("how",),
+    registry=REGISTRY,
+)
 STORE_HEDGES = Counter(
     "fs_store_hedges_total",
     "Reads that a replica was asked for as well, by outcome: won, lost (the first answer came first) or failed.",

@@ -12,6 +12,16 @@ MOST_NAMES = 16_384
 """Kept of each view; with one more all are forgotten, which takes 1 to 2 ms."""
 
 
+def packed_name(name: bytes) -> bytes:
+    """A name in the form in which it is sent."""
+    return b"$%d\r\n%b\r\n" % (len(name), name)
+
+
+def mget(names: Sequence[bytes]) -> bytes:
+    """The command that reads values, from their packed names, one or more."""
+    return b"*%d\r\n$4\r\nMGET\r\n%b" % (1 + len(names), b"".join(names))
+
+
 class Names:
     """Names of stored values in the form in which they are sent. For one thread."""
 
@@ -19,11 +29,9 @@ class Names:
         self._keyspace = keyspace
         self._known: dict[str, dict[str, bytes]] = {}
 
-    def mget(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> bytes:
-        """What reads the values of several views' canonical keys; no bytes where there are none. Raises InvalidRequest
-        for a key that cannot be stored."""
-        names = list(chain.from_iterable(self._of(view_id, keys) for view_id, keys in wanted))
-        return b"*%d\r\n$4\r\nMGET\r\n%b" % (1 + len(names), b"".join(names)) if names else b""
+    def of(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> list[bytes]:
+        """Packed names of several views' canonical keys. Raises InvalidRequest for a key that cannot be stored."""
+        return list(chain.from_iterable(self._of(view_id, keys) for view_id, keys in wanted))
 
     def _of(self, view_id: str, keys: Sequence[str]) -> list[bytes]:
         known = self._known.setdefault(view_id, {})
@@ -36,5 +44,5 @@ class Names:
             known.clear()
             new = keys
         names = self._keyspace.values(view_id, new)
-        known.update(zip(new, (b"$%d\r\n%b\r\n" % (len(name), name) for name in names), strict=True))
+        known.update(zip(new, map(packed_name, names), strict=True))
         return list(map(known.__getitem__, keys))

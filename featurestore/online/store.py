@@ -29,8 +29,9 @@ from featurestore.online.fences import (
 )
 from featurestore.online.health import Finding, Info, Level, find, refuse_unsafe
 from featurestore.online.keys import Keyspace, staged
-from featurestore.online.names import Names
+from featurestore.online.names import Names, mget
 from featurestore.online.scripts import PROMOTE, SET_IF_NEWER, SWAP_FIELD, Call, evaluate
+from featurestore.online.tracking import TrackedReads
 from featurestore.online.wire import Wire
 from featurestore.telemetry import STORE_DURATION
 
@@ -82,8 +83,9 @@ class OnlineStore:
     halfway could hand its answer to someone else.
     """
 
-    def __init__(self, client: Redis, wire: Wire, keyspace: Keyspace, address: str) -> None:
+    def __init__(self, client: Redis, wire: Wire, keyspace: Keyspace, address: str, keep_bytes: int = 0) -> None:
         self._client, self._wire = client, wire
+        self._tracked = TrackedReads(wire, keep_bytes) if keep_bytes else None
         self._keys, self._names = keyspace, Names(keyspace)
         self.address = address
         self._running: set[asyncio.Task[Any]] = set()
@@ -92,15 +94,22 @@ class OnlineStore:
 
     @classmethod
     def connect(
-        cls, url: str, *, project: str = "fs", timeout_seconds: float = 5.0, connections: int = CONNECTIONS
+        cls,
+        url: str,
+        *,
+        project: str = "fs",
+        timeout_seconds: float = 5.0,
+        connections: int = CONNECTIONS,
+        keep_bytes: int = 0,
     ) -> Self:
         """Opens no connection yet. `timeout_seconds` bounds each wait: for a connection, its opening, and an answer.
+        With `keep_bytes` values that were read are not read again while the server says that they are the same.
 
         Raises ConfigError for what is no Redis URL.
         """
         endpoint: Endpoint = parse_endpoint(url)
         client = open_client(endpoint, timeout_seconds=timeout_seconds, connections=connections)
-        return cls(client, Wire(client, timeout_seconds), Keyspace(project), endpoint.address)
+        return cls(client, Wire(client, timeout_seconds), Keyspace(project), endpoint.address, keep_bytes)
 
     def __repr__(self) -> str:
         return f"OnlineStore({self.address!r}, project={self._keys.project!r})"
@@ -126,11 +135,13 @@ class OnlineStore:
 
     async def read_many(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[bytes | None]:
         """As `read`, for several views, each with its canonical keys, in one round trip."""
-        mget = self._names.mget(wanted)
-        if not mget:
+        names = self._names.of(wanted)
+        if not names:
             return []
         with _READS.time(), translated(self.address):
-            values: list[bytes | None] = await self._wire.ask_packed(mget)
+            if self._tracked is not None:
+                return await self._tracked.read(names)
+            values: list[bytes | None] = await self._wire.ask_packed(mget(names))
         return values
 
     async def read_fenced(

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hiredis import Reader, pack_command
+from hiredis import PushNotification, Reader, pack_command
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 Command = Sequence[bytes | str | int]
+
+Arrived = Callable[[Sequence[Any]], None]
+"""Called with replies before anything that the server sent after them is looked at."""
 
 _pack: Any = pack_command  # declared as taking a tuple of one word
 _PARTIAL = object()
@@ -36,8 +39,8 @@ class Wire:
         """Connects as `client` does: the same server, user, TLS and timeouts. `timeout_seconds` is how long the server
         may say nothing while somebody waits."""
         self._client, self._timeout = client, timeout_seconds
-        self._replies: _Replies | None = None
-        self._opening: asyncio.Task[_Replies] | None = None
+        self._replies: Replies | None = None
+        self._opening: asyncio.Task[Replies] | None = None
 
     async def ask(self, *words: bytes | str | int) -> Any:
         """The reply to one command. Raises what the Redis client raises, and an error reply."""
@@ -73,26 +76,28 @@ class Wire:
             self._replies.end(redis_errors.ConnectionError("the connection was closed"))
             await self._replies.released
 
-    async def _send(self, packed: bytes, count: int) -> list[Any]:
+    async def connected(self) -> Replies:
+        """The connection that commands go out on now."""
         replies = self._replies
-        if replies is None or replies.lost:
-            replies = await self._opened()
-        return await replies.send(packed, count)
+        return await self._opened() if replies is None or replies.lost else replies
 
-    async def _opened(self) -> _Replies:
+    async def _send(self, packed: bytes, count: int) -> list[Any]:
+        return await (await self.connected()).send(packed, count)
+
+    async def _opened(self) -> Replies:
         """All who come meanwhile wait for the same attempt, and one who leaves does not end it."""
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._open())
             self._opening.add_done_callback(self._attempted)
         return await asyncio.shield(self._opening)
 
-    async def _open(self) -> _Replies:
+    async def _open(self) -> Replies:
         connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
-        self._replies = _Replies(connection, self._timeout)
+        self._replies = Replies(connection, self._timeout)
         return self._replies
 
-    def _attempted(self, attempt: asyncio.Task[_Replies]) -> None:
+    def _attempted(self, attempt: asyncio.Task[Replies]) -> None:
         self._opening = None
         if not attempt.cancelled():
             attempt.exception()  # whoever asked has heard of it, unless all have left
@@ -104,10 +109,11 @@ class _Expected:
 
     count: int
     answer: asyncio.Future[list[Any]]
+    arrived: Arrived | None
     found: list[Any] = field(default_factory=list)
 
 
-class _Replies(asyncio.BufferedProtocol):
+class Replies(asyncio.BufferedProtocol):
     """Hands replies to the one who asked first. Takes over a connection once the client library has opened it.
 
     What comes is read into one buffer, over and over: the values of a large lookup are a megabyte, and each copy less
@@ -116,6 +122,8 @@ class _Replies(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Any, timeout_seconds: float) -> None:
         self.lost = False
+        self.pushed: Arrived | None = None
+        """Called with each message that is no reply, in its place among the replies."""
         self.released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the socket is closed."""
         self._connection = connection  # it would close the transport when it is collected
@@ -135,12 +143,13 @@ class _Replies(asyncio.BufferedProtocol):
         self._watch: asyncio.TimerHandle | None = None
         self._transport.set_protocol(self)
 
-    def send(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
-        """`count` replies are to come, one or more. An error among them stands in its place."""
+    def send(self, packed: bytes, count: int, arrived: Arrived | None = None) -> asyncio.Future[list[Any]]:
+        """`count` replies are to come, one or more. An error among them stands in its place. `arrived` is called also
+        where nobody waits for them any more."""
         answer = self._loop.create_future()
         if not self._waiting:
             self._heard = self._loop.time()
-        self._waiting.append(_Expected(count, answer))
+        self._waiting.append(_Expected(count, answer, arrived))
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._look)
         self._transport.write(packed)
@@ -159,12 +168,17 @@ class _Replies(asyncio.BufferedProtocol):
             self.end(error)
 
     def _hand_out(self, reply: Any) -> None:
+        if type(reply) is PushNotification and self.pushed is not None:
+            self.pushed(reply)
+            return
         if not self._waiting:
             raise redis_errors.InvalidResponse("Protocol error: a reply that nobody asked for")
         first = self._waiting[0]
         first.found.append(reply)
         if len(first.found) == first.count:
             self._waiting.popleft()
+            if first.arrived is not None:
+                first.arrived(first.found)
             if not first.answer.done():  # else whoever asked has left
                 first.answer.set_result(first.found)
 

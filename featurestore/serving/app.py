@@ -62,7 +62,12 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> Front:
     Raises ConfigError for a kernel that cannot be had.
     """
     clock = clock or SystemClock()
-    store = OnlineStore.connect(settings.redis, project=settings.project, timeout_seconds=STORE_SECONDS)
+    store = OnlineStore.connect(
+        settings.redis,
+        project=settings.project,
+        timeout_seconds=STORE_SECONDS,
+        keep_bytes=settings.remembered_bytes,
+    )
     lake = Lake(settings.lake)
     board = FreshnessBoard(store, clock, lake=lake)
 

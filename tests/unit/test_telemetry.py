@@ -55,6 +55,7 @@ def test_every_metric_is_ours_in_base_units_and_explained() -> None:
         "fs_store_breaker_state",
         "fs_store_duration_seconds",
         "fs_store_hedges_total",
+        "fs_store_values_total",
         "fs_visible_delay_seconds",
         "fs_waiting_for",
     }
