@@ -84,6 +84,12 @@ class Keyspace:
             )
         return text
 
+    def owner(self, name: bytes) -> tuple[str, str]:
+        """View id and canonical key of the Redis key of a value; no view has the id of another kind of name."""
+        place, _, key = name.partition(b"}:")
+        view_id = place[len(self.project) + 3 : -4]
+        return view_id.decode(errors="replace"), key.decode(errors="replace")
+
     def fences(self, view_id: str) -> bytes:
         return f"{self.project}:fence:{_checked(view_id)}".encode()
 

@@ -3,7 +3,7 @@ Redis needs to answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 from featurestore.online.keys import Keyspace
@@ -12,9 +12,8 @@ MOST_NAMES = 16_384
 """Kept of each view; with one more all are forgotten, which takes 1 to 2 ms."""
 
 
-def packed_name(name: bytes) -> bytes:
-    """A name in the form in which it is sent."""
-    return b"$%d\r\n%b\r\n" % (len(name), name)
+Wanted = Sequence[tuple[str, Sequence[str]]]
+"""Views, each with canonical keys."""
 
 
 def mget(names: Sequence[bytes]) -> bytes:
@@ -29,7 +28,7 @@ class Names:
         self._keyspace = keyspace
         self._known: dict[str, dict[str, bytes]] = {}
 
-    def of(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> list[bytes]:
+    def of(self, wanted: Wanted) -> list[bytes]:
         """Packed names of several views' canonical keys. Raises InvalidRequest for a key that cannot be stored."""
         return list(chain.from_iterable(self._of(view_id, keys) for view_id, keys in wanted))
 
@@ -44,5 +43,5 @@ class Names:
             known.clear()
             new = keys
         names = self._keyspace.values(view_id, new)
-        known.update(zip(new, map(packed_name, names), strict=True))
+        known.update(zip(new, (b"$%d\r\n%b\r\n" % (len(name), name) for name in names), strict=True))
         return list(map(known.__getitem__, keys))

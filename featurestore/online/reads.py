@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.online.names import Wanted
 from featurestore.online.store import OnlineStore
 from featurestore.telemetry import STORE_HEDGES
 
-Wanted = Sequence[tuple[str, Sequence[str]]]
-"""Views, each with canonical keys."""
 Values = list[bytes | None]
 
 CONNECTIONS = 8

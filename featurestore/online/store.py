@@ -29,7 +29,7 @@ from featurestore.online.fences import (
 )
 from featurestore.online.health import Finding, Info, Level, find, refuse_unsafe
 from featurestore.online.keys import Keyspace, staged
-from featurestore.online.names import Names, mget
+from featurestore.online.names import Names, Wanted, mget
 from featurestore.online.scripts import PROMOTE, SET_IF_NEWER, SWAP_FIELD, Call, evaluate
 from featurestore.online.tracking import TrackedReads
 from featurestore.online.wire import Wire
@@ -85,8 +85,8 @@ class OnlineStore:
 
     def __init__(self, client: Redis, wire: Wire, keyspace: Keyspace, address: str, keep_bytes: int = 0) -> None:
         self._client, self._wire = client, wire
-        self._tracked = TrackedReads(wire, keep_bytes) if keep_bytes else None
         self._keys, self._names = keyspace, Names(keyspace)
+        self._tracked = TrackedReads(wire, keyspace, self._names, keep_bytes) if keep_bytes else None
         self.address = address
         self._running: set[asyncio.Task[Any]] = set()
         self._last_put: dict[Slot, bytes] = {}
@@ -133,15 +133,14 @@ class OnlineStore:
         """The stored bytes of each key, in order; None where there are none."""
         return await self.read_many([(view_id, keys)])
 
-    async def read_many(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[bytes | None]:
-        """As `read`, for several views, each with its canonical keys, in one round trip."""
-        names = self._names.of(wanted)
-        if not names:
+    async def read_many(self, wanted: Wanted) -> list[bytes | None]:
+        """As `read`, for several views, in one round trip."""
+        if not any(keys for _, keys in wanted):
             return []
         with _READS.time(), translated(self.address):
             if self._tracked is not None:
-                return await self._tracked.read(names)
-            values: list[bytes | None] = await self._wire.ask_packed(mget(names))
+                return await self._tracked.read(wanted)
+            values: list[bytes | None] = await self._wire.ask_packed(mget(self._names.of(wanted)))
         return values
 
     async def read_fenced(

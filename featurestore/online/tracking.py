@@ -10,16 +10,18 @@ answer is thus as new as if all of its values had been read.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, cast
 
 from hiredis import pack_command
 from redis import exceptions as redis_errors
 
-from featurestore.online.names import mget, packed_name
+from featurestore.online.keys import Keyspace
+from featurestore.online.names import Names, Wanted, mget
 from featurestore.online.wire import Replies, Wire
 from featurestore.telemetry import STORE_VALUES, get_logger
 
@@ -47,25 +49,26 @@ Found = list[bytes | None]
 
 
 class KeptValues:
-    """What one connection has read and the server has not taken back, by packed name. Its methods are called in the
-    order in which the server's replies and messages come in, else a value could be put back after it was taken."""
+    """What one connection has read and the server has not taken back. Its methods are called in the order in which the
+    server's replies and messages come in, else a value could be put back after it was taken."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, keyspace: Keyspace, max_bytes: int) -> None:
         self.changes = 0
         """Messages so far. Where there was none between two moments, all that was kept at the first was so then."""
-        self._max = max_bytes
+        self._keyspace, self._max = keyspace, max_bytes
         self._on = False
-        self._values: dict[bytes, bytes] = {}
-        self._batches: deque[tuple[float, Sequence[bytes], int]] = deque()
-        """Names that came together, oldest first: since when they are kept, and what they may take."""
+        self._values: dict[str, dict[str, bytes]] = {}
+        """View → canonical key → value."""
+        self._batches: deque[tuple[float, Wanted, int]] = deque()
+        """What came together, oldest first: when, which keys, and the bytes that they may take."""
         self._taken = 0
         self._credit, self._reads = CREDIT, 0
 
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def of(self, names: Sequence[bytes]) -> Found:
-        return list(map(self._values.get, names, repeat(None)))
+    def of(self, wanted: Wanted) -> Found:
+        """In order; None for what is not kept."""
+        nothing: dict[str, bytes] = {}
+        each = (map(self._values.get(view_id, nothing).get, keys, repeat(None)) for view_id, keys in wanted)
+        return list(chain.from_iterable(each))
 
     def greeted(self, replies: Sequence[Any]) -> None:
         """The replies to what asks the server to track."""
@@ -85,14 +88,17 @@ class KeptValues:
         self._credit = max(0, self._credit - count)
         return True
 
-    def put(self, names: Sequence[bytes], now: float, replies: Sequence[Any]) -> None:
+    def put(self, wanted: Wanted, now: float, replies: Sequence[Any]) -> None:
         """The replies to reading values that are tracked."""
         tracked, values = replies
         if not isinstance(values, list) or isinstance(tracked, redis_errors.RedisError):
             return
-        self._values.update((name, value) for name, value in zip(names, values, strict=True) if value)
+        following = iter(values)
+        for view_id, keys in wanted:
+            found = zip(keys, following, strict=False)
+            self._values.setdefault(view_id, {}).update((key, value) for key, value in found if value)
         size = sum(map(len, filter(None, values))) + ENTRY_BYTES * len(values)
-        self._batches.append((now, names, size))
+        self._batches.append((now, wanted, size))
         self._taken += size
         while self._taken > self._max:
             self._drop()
@@ -113,13 +119,14 @@ class KeptValues:
             self._batches.clear()
             self._taken = 0
             return
-        for name in names:
-            self._values.pop(packed_name(name), None)
+        for view_id, key in map(self._keyspace.owner, names):
+            self._values.get(view_id, {}).pop(key, None)
 
     def _drop(self) -> None:
-        _, names, size = self._batches.popleft()
+        _, wanted, size = self._batches.popleft()
         self._taken -= size
-        deque(map(self._values.pop, names, repeat(None)), maxlen=0)
+        for view_id, keys in wanted:
+            deque(map(self._values[view_id].pop, keys, repeat(None)), maxlen=0)
 
 
 class TrackedReads:
@@ -128,72 +135,83 @@ class TrackedReads:
     A new connection begins with nothing: what the server had to say meanwhile, nobody heard.
     """
 
-    def __init__(self, wire: Wire, max_bytes: int) -> None:
-        self._wire, self._max = wire, max_bytes
+    def __init__(self, wire: Wire, keyspace: Keyspace, names: Names, max_bytes: int) -> None:
+        self._wire, self._keyspace, self._names, self._max = wire, keyspace, names, max_bytes
         self._replies: Replies | None = None
-        self._values = KeptValues(0)
+        self._kept = KeptValues(keyspace, 0)
 
-    async def read(self, names: Sequence[bytes]) -> Found:
-        """The value of each packed name, as the server had it when it replied. Raises as `Wire.ask` does."""
+    async def read(self, wanted: Wanted) -> Found:
+        """The value of each key, as the server had it when it replied. Raises as `Wire.ask` does."""
         replies = await self._wire.connected()
         kept = self._of(replies)
         kept.age(asyncio.get_running_loop().time())
-        values, changes = kept.of(names), kept.changes
-        absent = [] if all(values) else [i for i, value in enumerate(values) if value is None]
-        if len(absent) == len(names):
-            _read(len(names))
-            return await _asked(replies, kept, names)
+        values, changes = kept.of(wanted), kept.changes
+        absent = [] if all(values) else [place for place, value in enumerate(values) if value is None]
+        if len(absent) == len(values):
+            _read(len(values))
+            return await self._ask(replies, kept, wanted)
         if absent:
-            await _fill(values, absent, replies, kept, names)
+            await self._fill(values, absent, replies, kept, wanted)
         else:
             _require(await replies.send(_PING, 1))
         if kept.changes != changes:
-            absent += await _renew(values, set(absent), replies, kept, names)
-        kept.spared(len(names) - len(absent))
+            absent += await self._renew(values, set(absent), replies, kept, wanted)
+        kept.spared(len(values) - len(absent))
         _read(len(absent))
-        _kept(len(names) - len(absent))
+        _kept(len(values) - len(absent))
         return values
 
     def _of(self, replies: Replies) -> KeptValues:
         if replies is not self._replies:
-            self._replies, self._values = replies, KeptValues(self._max)
-            replies.pushed = self._values.pushed
-            replies.send(_GREETING, 2, self._values.greeted).add_done_callback(_heard)
-        return self._values
+            self._replies, self._kept = replies, KeptValues(self._keyspace, self._max)
+            replies.pushed = self._kept.pushed
+            replies.send(_GREETING, 2, self._kept.greeted).add_done_callback(_heard)
+        return self._kept
+
+    async def _ask(self, replies: Replies, kept: KeptValues, wanted: Wanted) -> Found:
+        command = mget(self._names.of(wanted))
+        count = sum(len(keys) for _, keys in wanted)
+        if not kept.worth(count):
+            return cast(Found, _require(await replies.send(command, 1)))
+        arrived = partial(kept.put, wanted, asyncio.get_running_loop().time())
+        return cast(Found, _require(await replies.send(_TRACK_NEXT + command, 2, arrived)))
+
+    async def _fill(
+        self, values: Found, places: Sequence[int], replies: Replies, kept: KeptValues, wanted: Wanted
+    ) -> None:
+        found = await self._ask(replies, kept, _part(wanted, places))
+        for place, value in zip(places, found, strict=True):
+            values[place] = value
+
+    async def _renew(
+        self, values: Found, asked: set[int], replies: Replies, kept: KeptValues, wanted: Wanted
+    ) -> list[int]:
+        """Something changed while a reply was awaited: takes what is kept now, and reads what is not. Returns the
+        places of that."""
+        gone = []
+        for place, value in enumerate(kept.of(wanted)):
+            if place in asked:
+                continue
+            values[place] = value
+            if value is None:
+                gone.append(place)
+        if gone:
+            await self._fill(values, gone, replies, kept, wanted)
+        return gone
 
 
-async def _asked(replies: Replies, kept: KeptValues, names: Sequence[bytes]) -> Found:
-    if kept.worth(len(names)):
-        now = asyncio.get_running_loop().time()
-        found = await replies.send(_TRACK_NEXT + mget(names), 2, partial(kept.put, names, now))
-    else:
-        found = await replies.send(mget(names), 1)
-    return cast(Found, _require(found))
-
-
-async def _fill(
-    values: Found, places: Sequence[int], replies: Replies, kept: KeptValues, names: Sequence[bytes]
-) -> None:
-    found = await _asked(replies, kept, [names[i] for i in places])
-    for i, value in zip(places, found, strict=True):
-        values[i] = value
-
-
-async def _renew(
-    values: Found, asked: set[int], replies: Replies, kept: KeptValues, names: Sequence[bytes]
-) -> list[int]:
-    """Something changed while a reply was awaited: takes what is kept now, and reads what is not. Returns the places of
-    that."""
-    gone = []
-    for i, value in enumerate(kept.of(names)):
-        if i in asked:
-            continue
-        values[i] = value
-        if value is None:
-            gone.append(i)
-    if gone:
-        await _fill(values, gone, replies, kept, names)
-    return gone
+def _part(wanted: Wanted, places: Sequence[int]) -> Wanted:
+    """Of all keys, one after the other, those at ascending places."""
+    if len(wanted) == 1:
+        [(view_id, keys)] = wanted
+        return [(view_id, [keys[place] for place in places])]
+    chosen, first = [], 0
+    for view_id, keys in wanted:
+        start, stop = bisect_left(places, first), bisect_left(places, first + len(keys))
+        if start < stop:
+            chosen.append((view_id, [keys[place - first] for place in places[start:stop]]))
+        first += len(keys)
+    return chosen
 
 
 def _require(replies: Sequence[Any]) -> Any:

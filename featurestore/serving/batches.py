@@ -329,7 +329,7 @@ def _read(
     """What was read, with rows whose bytes are damaged read as absent, and those rows."""
     try:
         if at is None and part.remembered is not None:
-            return part.remembered.read(keys, values, now), []
+            return part.remembered.read(values, now), []
         return rows_of(part.reader.read(values, at, now), part.features), []
     except Corrupt as error:
         _log.error("stored values are damaged", reason=error.message)

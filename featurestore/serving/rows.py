@@ -1,8 +1,8 @@
 """Rows of one view that were evaluated, and those of before that still hold.
 
-Values are a function of what is stored and of which tiles are inside their windows. So a row holds until its stored
-value is another one, or a tile leaves a window: whoever reads the same bytes before that has the same row, and need not
-evaluate them.
+Values are a function of what is stored and of which tiles are inside their windows. So the row of some stored bytes
+holds until a tile leaves a window: whoever reads the same bytes before that has the same row, and need not evaluate
+them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from operator import eq
 from typing import Any
 
 import msgspec
@@ -102,8 +101,8 @@ class RememberedRows:
         """Of each feature, which of the arrays `as_of` it has: most have the same."""
         self._as_of_by = [self._features[arrays.index(array)] for array in shared]
         """Of each of those arrays, a feature that has it."""
-        self._places: dict[str | None, int] = {}
-        self._keys: list[str | None] = []
+        self._places: dict[bytes | None, int] = {}
+        """By stored value."""
         self._values: list[bytes | None] = []
         self._lines: list[bytes] = []
         self._status = np.empty((0, len(self._features)), np.uint8)
@@ -111,8 +110,8 @@ class RememberedRows:
         self._facts = np.empty((0, _FACTS), np.int64)
         self._oldest = _FIXED
         """Where the next row goes when there is no more room."""
-        self._add(range(_FIXED), [None] * _FIXED, [None] * _FIXED, 0)
-        self._places.clear()
+        self._add(range(_FIXED), [None] * _FIXED, 0)
+        self._places[None] = _BLANK
         self._facts[_NEVER, _UNTIL] = self._facts[_BLANK, _SINCE] = -FOREVER
         self._facts[_BLANK, _UNTIL] = FOREVER  # no tile leaves where there is none
 
@@ -120,26 +119,21 @@ class RememberedRows:
         """Gives the room back. Nothing is read afterwards."""
         self._room.taken -= self._bytes_of(range(len(self._values)))
 
-    def read(self, keys: Sequence[str | None], values: Sequence[bytes | None], now: int) -> Rows:
-        """As `ViewReader.read` for `at` None; `keys` are the entities'. Raises Corrupt."""
-        places = list(map(self._places.get, keys, repeat(_NEVER)))
-        same = np.fromiter(map(eq, map(self._values.__getitem__, places), values), np.bool_, len(values))
-        chosen = np.array(places, np.intp)
-        if not all(values):
-            nothing = np.fromiter((value is None for value in values), np.bool_, len(values))
-            chosen[nothing], same[nothing] = _BLANK, True
+    def read(self, values: Sequence[bytes | None], now: int) -> Rows:
+        """As `ViewReader.read` for `at` None. Raises Corrupt."""
+        chosen = np.fromiter(map(self._places.get, values, repeat(_NEVER)), np.intp, len(values))
         facts = self._facts.take(chosen, axis=0)
-        holds = same & (facts[:, _SINCE] <= now) & (now < facts[:, _UNTIL])
+        holds = (facts[:, _SINCE] <= now) & (now < facts[:, _UNTIL])
         evaluated = 0
         if not every(holds):
             rows, space = self._to_evaluate(holds, chosen)
-            asked = rows.tolist()
             chosen[rows] = space
-            self._add(space, [keys[row] for row in asked], [values[row] for row in asked], now)
+            self._add(space, [values[row] for row in rows.tolist()], now)
+            facts = self._facts.take(chosen, axis=0)
             evaluated = rows.size
             _evaluated(evaluated)
         _remembered(len(values) - evaluated)
-        return self._chosen(chosen, now)
+        return self._chosen(chosen, facts, now)
 
     def _to_evaluate(self, holds: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, range]:
         """Which rows, and where they are put. A row that holds, and would be overwritten by that, is one of them."""
@@ -158,9 +152,8 @@ class RememberedRows:
         start = self._oldest if self._oldest + count <= size else _FIXED
         return range(start, start + count)
 
-    def _chosen(self, chosen: np.ndarray, now: int) -> Rows:
-        facts, as_of = self._facts.take(chosen, axis=0), self._as_of.take(chosen, axis=0)
-        by_array = list(as_of.T)
+    def _chosen(self, chosen: np.ndarray, facts: np.ndarray, now: int) -> Rows:
+        by_array = list(self._as_of.take(chosen, axis=0).T)
         lines = list(map(self._lines.__getitem__, chosen.tolist()))
         return Rows(
             chosen != _BLANK,
@@ -173,7 +166,7 @@ class RememberedRows:
             lines,
         )
 
-    def _add(self, space: range, keys: list[str | None], values: list[bytes | None], now: int) -> None:
+    def _add(self, space: range, values: list[bytes | None], now: int) -> None:
         """Evaluates rows and puts them there, over others or behind them."""
         reading = self._reader.read(values, None, now)
         chosen = [reading.columns[feature] for feature in self._features]
@@ -189,12 +182,12 @@ class RememberedRows:
         if space.start < len(self._values):
             self._room.taken -= self._bytes_of(space)
             self._oldest = space.stop
-            # A key that has a newer row loses that too, and is evaluated once more.
-            deque(map(self._places.pop, self._keys[part], repeat(None)), maxlen=0)
-        self._keys[part], self._values[part] = keys, values
+            # A value that has a newer row loses that too, and is evaluated once more.
+            deque(map(self._places.pop, self._values[part], repeat(None)), maxlen=0)
+        self._values[part] = values
         rows = list(zip(*[column.to_list() for column in chosen], strict=True))
         self._lines[part] = _encode_lines(rows).splitlines()
-        self._places.update(zip(keys, space, strict=True))
+        self._places.update(zip(values, space, strict=True))
         self._room.taken += self._bytes_of(space)
 
     def _bytes_of(self, space: range) -> int:

@@ -49,4 +49,4 @@ def test_rows_are_what_a_reader_says(entity: str, kernel: str, data: st.DataObje
                 chosen = data.draw(st.lists(st.sampled_from(asked), min_size=1, max_size=6))
                 values = [None if key is None else stored.get(key) for key in chosen]
                 expected = rows_of(reader.read(values, None, instant), features)
-                assert_same(expected, kept.read(chosen, values, instant))
+                assert_same(expected, kept.read(values, instant))

@@ -23,7 +23,7 @@ from tests.parts.proxy import Proxy
 from tests.parts.redis import RedisServer, tracks
 from tests.unit.online.values import packed, position
 
-VIEW = "airport_delay@1"
+VIEW, OTHER = "airport_delay@1", "route_delay@2"
 KEYS = [f"k{i}" for i in range(6)]
 PROJECTS = (f"law{i}" for i in itertools.count())
 
@@ -75,14 +75,18 @@ def test_one_after_the_other(
             OnlineStore.connect(redis_server.url, project=project) as worker,
             redis.asyncio.Redis.from_url(redis_server.url) as raw,
         ):
-            await worker.write(VIEW, KEYS, [packed(1, 0)] * len(KEYS))
+            for view_id in (VIEW, OTHER):
+                await worker.write(view_id, KEYS, [packed(1, 0)] * len(KEYS))
             for what, chosen in [("read", KEYS)] * 3 + steps:
                 match what:
                     case "read":
-                        expected = await raw.mget(names.values(VIEW, chosen))
-                        assert expected == await ours.read(VIEW, chosen)
+                        wanted = [(VIEW, chosen), (OTHER, []), (OTHER, chosen[::2])]
+                        of_all = [name for view_id, of_view in wanted for name in names.values(view_id, of_view)]
+                        expected = await raw.mget(of_all)
+                        assert expected == await ours.read_many(wanted)
                     case "write":
-                        await worker.write(VIEW, chosen, [packed(1, next(offsets)) for _ in chosen])
+                        view_id = OTHER if len(chosen) % 2 else VIEW
+                        await worker.write(view_id, chosen, [packed(1, next(offsets)) for _ in chosen])
                     case "write raw":
                         values = [packed(1, next(offsets), body=b"x" * 300) for _ in chosen]
                         await raw.mset(dict(zip(names.values(VIEW, chosen), values, strict=True)))

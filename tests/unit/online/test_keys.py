@@ -24,8 +24,9 @@ def test_one_entity_has_one_hash_tag_in_all_views() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
 def test_the_canonical_key_is_read_back_from_the_name(key: str) -> None:
-    [name] = names.values("v@1", [key])
-    assert key == names.entity("v@1", name)
+    [name] = names.values("v:a/b@1", [key])
+    assert key == names.entity("v:a/b@1", name)
+    assert ("v:a/b@1", key) == names.owner(name)
 
 
 @given(st.text(string.printable + "äß{}*", min_size=1, max_size=50))

@@ -12,76 +12,83 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from featurestore.online import tracking
 from featurestore.online.keys import Keyspace
-from featurestore.online.names import packed_name
 from featurestore.online.store import OnlineStore
 from featurestore.online.tracking import KEPT_SECONDS, KeptValues
 from tests.laws.test_tracking_law import kept
 from tests.parts.redis import RedisServer, tracks
 from tests.unit.online.values import packed
 
-VIEW = "airport_delay@1"
-NAMES = [packed_name(b"%d" % i) for i in range(5)]
+VIEW, OTHER = "airport_delay@1", "route_delay@2"
+KEYSPACE = Keyspace("fs")
 HELLO = {b"server": b"redis", b"version": b"7.0.15"}
 
 
-def keeping(max_bytes: int = 1 << 20) -> KeptValues:
-    values = KeptValues(max_bytes)
+def keeping() -> KeptValues:
+    values = KeptValues(KEYSPACE, 1 << 20)
     values.greeted([HELLO, b"OK"])
-    values.put(NAMES[:3], 100.0, [b"OK", [b"a", None, b"c"]])
+    values.put([(VIEW, ["0", "1"]), (OTHER, ["2"])], 100.0, [b"OK", [b"a", None, b"c"]])
     return values
 
 
+def found(values: KeptValues) -> list[bytes | None]:
+    return values.of([(VIEW, ["0", "1"]), (OTHER, ["2", "3"])])
+
+
 def test_what_was_read_is_kept_but_not_that_there_was_nothing() -> None:
-    assert [b"a", None, b"c", None] == keeping().of(NAMES[:4])
+    assert [b"a", None, b"c", None] == found(keeping())
 
 
 @pytest.mark.parametrize(
-    ("message", "left"),
+    ("names", "left"),
     [
-        ([b"invalidate", [b"0"]], [None, b"c"]),
-        ([b"invalidate", [b"1", b"2", b"77"]], [b"a", None]),
-        ([b"invalidate", None], [None, None]),
+        (KEYSPACE.values(VIEW, ["0", "2"]), [None, None, b"c", None]),
+        (KEYSPACE.values(OTHER, ["0", "2", "77"]), [b"a", None, None, None]),
+        (KEYSPACE.values("unheard@1", ["0"]), [b"a", None, b"c", None]),
+        ([*Keyspace("another").values(VIEW, ["0"]), b"", b"fs:fence:airport_delay@1"], [b"a", None, b"c", None]),
+        (None, [None] * 4),
     ],
 )
-def test_what_the_server_announces_is_kept_no_longer_and_counted(message: list[Any], left: list[bytes | None]) -> None:
+def test_what_the_server_announces_is_kept_no_longer_and_counted(
+    names: list[bytes] | None, left: list[bytes | None]
+) -> None:
     values = keeping()
-    values.pushed(message)
-    assert left == values.of([NAMES[0], NAMES[2]])
+    values.pushed([b"invalidate", names])
+    assert left == found(values)
     assert values.changes == 1
 
 
 def test_other_messages_change_nothing() -> None:
     values = keeping()
-    values.pushed([b"message", b"0", b"text"])
-    assert b"a" == values.of(NAMES)[0]
+    values.pushed([b"message", KEYSPACE.values(VIEW, ["0"])[0], b"text"])
+    assert [b"a", None, b"c", None] == found(values)
     assert values.changes == 0
 
 
 @pytest.mark.parametrize("replies", [[b"OK", ResponseError("LOADING")], [ResponseError("ERR"), [b"x", b"x", b"x"]]])
 def test_replies_that_are_errors_are_not_kept(replies: list[Any]) -> None:
     values = keeping()
-    values.put(NAMES[:3], 100.0, replies)
-    assert [b"a", None, b"c"] == values.of(NAMES[:3])
+    values.put([(VIEW, ["0", "1"]), (OTHER, ["2"])], 100.0, replies)
+    assert [b"a", None, b"c", None] == found(values)
 
 
 def test_after_a_minute_a_value_is_read_again() -> None:
     values = keeping()
-    values.put(NAMES[3:4], 101.0, [b"OK", [b"d"]])
+    values.put([(OTHER, ["3"])], 101.0, [b"OK", [b"d"]])
     values.age(100.0 + KEPT_SECONDS)
-    assert b"a" == values.of(NAMES)[0]
+    assert [b"a", None, b"c", b"d"] == found(values)
     values.age(100.1 + KEPT_SECONDS)
-    assert [None] * 3 + [b"d", None] == values.of(NAMES)
+    assert [None, None, None, b"d"] == found(values)
 
 
 def test_there_is_room_for_so_much_and_the_oldest_go_first() -> None:
-    values = KeptValues(10 * (tracking.ENTRY_BYTES + 100))
+    values = KeptValues(KEYSPACE, 10 * (tracking.ENTRY_BYTES + 100))
     for i in range(30):
-        values.put([packed_name(b"%d" % i)], 0.0, [b"OK", [b"x" * 100]])
-    assert [None] * 20 + [b"x" * 100] * 10 == values.of([packed_name(b"%d" % i) for i in range(30)])
+        values.put([(VIEW, [str(i)])], 0.0, [b"OK", [b"x" * 100]])
+    assert [None] * 20 + [b"x" * 100] * 10 == values.of([(VIEW, [str(i) for i in range(30)])])
 
 
 def test_where_all_changes_before_it_is_asked_for_again_few_are_tracked() -> None:
-    values = KeptValues(1 << 20)
+    values = KeptValues(KEYSPACE, 1 << 20)
     values.greeted([HELLO, b"OK"])
     tracked = [values.worth(500) for _ in range(tracking.CREDIT // 500 + 10 * tracking.SAMPLE_EVERY)]
     assert all(tracked[: tracking.CREDIT // 500])
@@ -101,13 +108,13 @@ def test_where_all_changes_before_it_is_asked_for_again_few_are_tracked() -> Non
     ],
 )
 def test_a_server_that_does_not_track_is_asked_for_everything(hello: Any, answer: Any) -> None:
-    values = KeptValues(1 << 20)
+    values = KeptValues(KEYSPACE, 1 << 20)
     values.greeted([hello, answer])
     assert not any(values.worth(1) for _ in range(2 * tracking.SAMPLE_EVERY))
 
 
 def test_valkey_tracks() -> None:
-    values = KeptValues(1 << 20)
+    values = KeptValues(KEYSPACE, 1 << 20)
     values.greeted([{b"server": b"valkey", b"version": b"8.1.0"}, b"OK"])
     assert values.worth(1)
 
