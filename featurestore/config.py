@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         description="Memory of an API process for rows that hold until their stored value changes; 0 keeps none.",
     )
     lookups_at_once: int = Field(
-        100,
+        300,
         ge=1,
         le=100_000,
         description="Lookups under way in an API process; one counts 1, and 1 more per 256 bytes of its body.",

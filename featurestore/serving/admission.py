@@ -28,8 +28,8 @@ COST_BYTES = 256
 LEAST_AT_ONCE = 4
 DONE_SECONDS, MEASURE_SECONDS = 0.025, 0.2
 """While lookups wait, only so many run as are done within the first; how many that is, is measured over the second."""
-REFUSED_PER_TURN, TURN_SECONDS = 0.05, 0.01
-"""Refusals that are told at a time, as a share of the limit, so that they take some hundredths of what lookups do."""
+REFUSED_PER_TURN, MOST_REFUSED_PER_TURN, TURN_SECONDS = 0.05, 5, 0.01
+"""Refusals that are told at a time, as a share of the limit and at most: some hundredths of what lookups take."""
 TURNS_HELD = 100
 """About: where more are held than that many turns take at this rate, more are told at a time."""
 READING_BYTES = 64 << 20
@@ -50,7 +50,7 @@ _Queue = OrderedDict[asyncio.Future[str], tuple[int, float]]
 class Limits:
     """Of one process. `at_once` and `waiting` are sums of costs."""
 
-    at_once: int = 100
+    at_once: int = 300
     """At most; fewer where the processor is slower, busy with others, or lookups are dearer than most."""
     waiting: int = 1_000
     wait_seconds: float = 0.05
@@ -262,7 +262,8 @@ class Admission:
         if not self._refused:
             self._telling = None
             return
-        told = max(1, round(REFUSED_PER_TURN * self._limit), len(self._refused) // TURNS_HELD)
+        usual = min(MOST_REFUSED_PER_TURN, round(REFUSED_PER_TURN * self._limit))
+        told = max(1, usual, len(self._refused) // TURNS_HELD)
         for _ in range(min(told, len(self._refused))):
             waiter, reason = self._refused.popleft()
             if not waiter.done():

@@ -3,6 +3,9 @@
 The peak is the best goodput over several numbers of connections that ask in a closed loop. Then lookups fall due at
 ten times that rate, over many connections, in three classes, while another process's connection asks `/healthz` all the
 time. Good is a 200 within the budget; sampled answers are compared with what was stored.
+
+So many connections cost the system more for each answer than few, whoever answers: the limit is what a bare handler
+keeps of its own peak when as many connections ask it in a closed loop, in the same run.
 """
 
 import argparse
@@ -34,7 +37,15 @@ HEALTH_EVERY = 0.05
 SETTLE_SECONDS = 1.5
 """Until what the run before left behind is told and forgotten."""
 FACTOR = 10
-BUDGET_SECONDS = 0.1
+BUDGET_SECONDS, UNBOUNDED = 0.1, 60.0
+"""Of our API, and of the bare handler, which refuses nobody: its answers count however late they are."""
+SERVE = """
+import sys
+from featurestore.config import load_settings
+from featurestore.serving.server import serve
+serve(load_settings(redis=sys.argv[1], lake=sys.argv[2]), "127.0.0.1", int(sys.argv[3]))
+"""
+"""With the limits that a user has."""
 CLASSES = ["critical", "normal", "normal", "normal", "batch"]
 PEAK_CONNECTIONS = (16, 32, 64)
 
@@ -87,27 +98,33 @@ def _scheduled(pid: int) -> tuple[int, int]:
 class Scale:
     """Overload at one size of request."""
 
-    def __init__(self, served: tuple[int, int], rows: int, expected: dict[str, list[Any]], folder: Path) -> None:
-        self._port, self._pid = served
+    def __init__(
+        self, name: str, served: tuple[int, int], rows: int, expected: dict[str, list[Any]], folder: Path
+    ) -> None:
+        self._name, (self._port, self._pid) = name, served
+        self._budget = UNBOUNDED if name == "bare" else BUDGET_SECONDS
         self._rows, self._expected, self._folder = rows, expected, folder
         self._requests = serve.bodies(rows)
 
     def _checked(self, **options: Any) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
         before, (ran, waited) = serve.cpu_seconds(self._pid), _scheduled(self._pid)
-        result = flood(self._port, self._requests, self._folder, budget_seconds=BUDGET_SECONDS, **options)
+        result = flood(self._port, self._requests, self._folder, budget_seconds=self._budget, **options)
         result["by_cpu"] = result["goodput"] * options["seconds"] / (serve.cpu_seconds(self._pid) - before)
         ran, waited = (now - then for now, then in zip(_scheduled(self._pid), (ran, waited), strict=True))
         result["share"] = ran / (ran + waited)
         result["failures"] = result["outcomes"].get("connections lost", 0)
         result["failures"] += sum(n for name, n in result["outcomes"].items() if name.endswith("unexplained"))
-        result["checked"] = serve.verify("featurestore", result, self._requests, self._expected)
+        result["checked"] = serve.verify(self._name, result, self._requests, self._expected)
         return result
 
     def peak(self, seconds: float) -> dict[str, Any]:
         """Every connection asks again as soon as it is answered."""
-        runs = [self._checked(connections=n, rate=1e6, seconds=seconds, kinds=["normal"]) for n in PEAK_CONNECTIONS]
+        runs = [self.asked_again(n, seconds) for n in PEAK_CONNECTIONS]
         return max(runs, key=lambda run: float(run["goodput"]))
+
+    def asked_again(self, connections: int, seconds: float) -> dict[str, Any]:
+        return self._checked(connections=connections, rate=1e6, seconds=seconds, kinds=["normal"])
 
     def overloaded(self, peak: dict[str, Any], connections: int, seconds: float) -> dict[str, Any]:
         with health_asked(self._port) as took:
@@ -116,17 +133,14 @@ class Scale:
         result["health_ms"] = sorted(took) or [float("inf")]
         return result
 
-    def report(self, peaks: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
-        by_rate, by_cpu = (
-            statistics.median(run[of] / peak[of] for run, peak in zip(runs, peaks, strict=True))
-            for of in ("goodput", "by_cpu")
-        )
+    def report(self, peaks: list[dict[str, Any]], runs: list[dict[str, Any]], limit: str) -> None:
+        by_rate, by_cpu = _shares(runs, peaks)
         peak, goodput = (statistics.median(run["goodput"] for run in of) for of in (peaks, runs))
         health = max(run["health_ms"][-1] for run in runs)
         p99 = statistics.median(run["p99_ms"] for run in runs)
         met = "met" if max(by_rate, by_cpu) >= TARGET and health <= HEALTH_MS else "NOT MET"
         print(f"{self._rows:>4} × 10  peak {peak:.0f}/s, at {FACTOR} times that {goodput:.0f}/s: ", end="")
-        print(f"{by_rate:.0%} by rate, {by_cpu:.0%} by CPU")
+        print(f"{by_rate:.0%} by rate, {by_cpu:.0%} by CPU; {limit}")
         print(f"{'':>10}answered p99 {p99:.0f} ms; /healthz at most {health:.0f} ms of {HEALTH_MS:.0f}; ", end="")
         print(f"the server got {statistics.median(run['share'] for run in runs):.0%} of the processor it wanted")
         for kind in dict.fromkeys(CLASSES):
@@ -134,6 +148,12 @@ class Scale:
             share = of["good"] / max(1, sum(of.values()))
             print(f"{'':>10}{kind:<9}{share:>5.0%} good of those sent ({of})")
         print(f"{'':>10}{sum(run['checked'] for run in runs)} answers checked; target {TARGET:.0%}: {met}", flush=True)
+
+
+def _shares(runs: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> list[float]:
+    """What is left of the peak, by rate and by CPU."""
+    pairs = list(zip(runs, peaks, strict=True))
+    return [statistics.median(run[of] / peak[of] for run, peak in pairs) for of in ("goodput", "by_cpu")]
 
 
 def _names(kind: str) -> list[str]:
@@ -154,19 +174,27 @@ def main() -> None:
         apply(Registry(str(folder / "lake")), flights.definitions(), now=now)
         expected = asyncio.run(serve.fill(server.url, now))
         os.sched_setaffinity(server.pid, {(os.cpu_count() or 1) - 1})
-        [port] = free_ports(1)
+        serve.fill_bare(server.url, expected)
+        port, of_bare = free_ports(2)
         words = [server.url, str(folder / "lake"), str(port)]
-        served = stack.enter_context(serve.process(sys.executable, "-c", serve.SERVE, *words, cpu=0))
+        served = stack.enter_context(serve.process(sys.executable, "-c", SERVE, *words, cpu=0))
+        words = [str(server.port), str(of_bare)]
+        bare = stack.enter_context(serve.process(sys.executable, "-m", "tests.bench.bare_asgi", *words, cpu=0))
         stack.enter_context(serve.beating(server.url))
-        serve.until_answered(port)
+        for one in (port, of_bare):
+            serve.until_answered(one)
         print(f"{chosen.connections} connections, budget {BUDGET_SECONDS * 1e3:.0f} ms, {chosen.rounds} rounds: median")
         for rows in chosen.rows:
-            scale = Scale((port, served.pid), rows, expected, folder)
-            peaks, runs = [], []
+            ours = Scale("featurestore", (port, served.pid), rows, expected, folder)
+            limit = Scale("bare", (of_bare, bare.pid), rows, expected, folder)
+            peaks, runs, least, most = (list[dict[str, Any]]() for _ in range(4))
             for _ in range(chosen.rounds):
-                peaks.append(scale.peak(chosen.seconds / 3))
-                runs.append(scale.overloaded(peaks[-1], chosen.connections, chosen.seconds))
-            scale.report(peaks, runs)
+                peaks.append(ours.peak(chosen.seconds / 3))
+                runs.append(ours.overloaded(peaks[-1], chosen.connections, chosen.seconds))
+                least.append(limit.peak(chosen.seconds / 3))
+                most.append(limit.asked_again(chosen.connections, chosen.seconds / 3))
+            by_rate, by_cpu = _shares(most, least)
+            ours.report(peaks, runs, f"a bare handler keeps {by_rate:.0%} by rate, {by_cpu:.0%} by CPU")
 
 
 if __name__ == "__main__":
