@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     remembered_bytes: ByteSize = Field(
         ByteSize(64 << 20),
         ge=0,
-        description="Memory of an API process for rows that hold until their stored value changes; 0 keeps none.",
+        description="Memory of an API process for rows that still hold, and as much again for values; 0 keeps none.",
     )
     lookups_at_once: int = Field(
         300,

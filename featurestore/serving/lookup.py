@@ -19,9 +19,11 @@ from featurestore.serving.plan import LookupPlan
 from featurestore.serving.requests import KeyValue
 from featurestore.types import Status
 
-BATCH_PAIRS = 768
-"""Most (view, entity) pairs in one MGET, unless one request has more. A larger batch lets small lookups wait longer
-for large ones, and leaves nothing to compute while Redis answers."""
+BATCH_PAIRS = 2_048
+"""Most (view, entity) pairs in one batch, unless one request has more. A larger batch lets small lookups wait longer
+for large ones, and leaves nothing to compute while Redis answers; in a smaller one large lookups are alone."""
+SHARED_PAIRS = 768
+"""Most of them that several views are read together for."""
 MAX_BATCHES = 4
 """Batches under way at a time: one, and others only where they are full."""
 MAX_UNANSWERED = 16
@@ -161,7 +163,7 @@ class LookupEngine:
     async def _run(self, batch: list[Waiting]) -> None:
         try:
             now = self._clock.now()
-            shared = shared_reads(slices_of(grouped(batch, now)), BATCH_PAIRS)
+            shared = shared_reads(slices_of(grouped(batch, now)), SHARED_PAIRS)
             if len(shared) == 1:
                 await self._evaluate(shared[0], await self._stored(shared[0]))
                 return
