@@ -280,10 +280,23 @@ def _one_below_the_other(blocks: Sequence[Block]) -> Block:
     return Block(
         lambda: [list(chain.from_iterable(parts)) for parts in zip(*(b.columns for b in blocks), strict=True)],
         np.concatenate([block.status for block in blocks], axis=1),
-        [np.concatenate(parts) for parts in zip(*(block.as_of for block in blocks), strict=True)],
-        [np.concatenate(parts) for parts in zip(*(block.at for block in blocks), strict=True)],
+        _joined([block.as_of for block in blocks]),
+        _joined([block.at for block in blocks]),
         lines,
     )
+
+
+def _joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    """Columns of all parts, one below the other. Columns that share an array in each part share one then too: what is
+    made of it is made once."""
+    made: dict[tuple[int, ...], np.ndarray] = {}
+    joined = []
+    for arrays in zip(*parts, strict=True):
+        shared = tuple(map(id, arrays))
+        if shared not in made:
+            made[shared] = np.concatenate(arrays)
+        joined.append(made[shared])
+    return joined
 
 
 def _side_by_side(plan: LookupPlan, rows: int, blocks: Sequence[Block]) -> Block:
