@@ -1,8 +1,9 @@
 """Lookups per second beside Feast and a bare ASGI handler: `python -m tests.bench.serve [--seconds 3] [--rounds 3]`.
 
 All servers are one process each on the same core and ask the same Redis; they are measured in turn, in one run.
-Nothing is stored meanwhile, so our API soon remembers nearly all rows. Another one, "evaluated", remembers none
-(FS_REMEMBERED_BYTES=0), as where every value changes between two lookups; what users see is between the two.
+Nothing is stored meanwhile, so our API soon remembers nearly all rows, and keeps their values while Redis says nothing
+else. Another one, "evaluated", keeps neither (FS_REMEMBERED_BYTES=0), as where every value changes between two lookups;
+what users see is between the two, as with `--writes 5000`.
 Sampled answers of every round are compared with the values that were stored. `--memory 10000000` sends as many lookups
 of one entity more, and says what the API's memory does meanwhile. Feast takes part where `--feast` names a
 Python that has it (`python -m venv feast; feast/bin/pip install "feast[redis]"`): it cannot share our dependencies.
@@ -39,7 +40,7 @@ from featurestore.online.fences import Beat, Fence
 from featurestore.online.store import OnlineStore
 from featurestore.registry.log import Registry
 from featurestore.registry.plan import apply
-from tests.bench import serve_wide
+from tests.bench import serve_wide, serve_writes
 from tests.bench.stream_process import cpu_of, resident_of
 from tests.parts.process import free_ports
 from tests.parts.redis import RedisServer
@@ -267,6 +268,7 @@ def main() -> None:
     options.add_argument(
         "--kernel", default="numba", choices=["numpy", "numba"], help="what our API evaluates lookups with"
     )
+    options.add_argument("--writes", type=int, metavar="RATE", help="values written a second meanwhile")
     options.add_argument("--feast", metavar="PYTHON", help="an interpreter that has feast[redis]")
     chosen = options.parse_args()
     with ExitStack() as stack:
@@ -289,6 +291,9 @@ def main() -> None:
         stack.enter_context(beating(server.url))
         for port in (ours, forgetful, bare):
             until_answered(port)
+        if chosen.writes:
+            view_id = flights.view("airport_delay").id
+            stack.enter_context(serve_writes.writing(server.url, view_id, list(expected), chosen.writes))
         measured = [
             Served("bare", bare, plain.pid),
             Served("featurestore", ours, served.pid),
