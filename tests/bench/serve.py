@@ -40,8 +40,8 @@ from featurestore.online.fences import Beat, Fence
 from featurestore.online.store import OnlineStore
 from featurestore.registry.log import Registry
 from featurestore.registry.plan import apply
-from tests.bench import serve_wide, serve_writes
-from tests.bench.stream_process import cpu_of, resident_of
+from tests.bench import serve_memory, serve_wide, serve_writes
+from tests.bench.stream_process import cpu_of
 from tests.parts.process import free_ports
 from tests.parts.redis import RedisServer
 from tests.unit.serving import flights
@@ -311,24 +311,20 @@ def main() -> None:
         for name, port in (("featurestore", ours), ("featurestore, evaluated", forgetful)):
             _measure_wide(name, port, chosen.seconds, chosen.rounds, of_wide, folder)
         if chosen.memory:
-            _watch_memory(measured[1], chosen.memory, expected, folder)
+            _watch_memory(measured[1], chosen.memory, list(expected), server.url, folder)
 
 
-def _watch_memory(of: Served, lookups: int, expected: dict[str, list[Any]], folder: Path) -> None:
-    """The slope is that of the second half: before that, caches and the allocator's arenas fill up."""
-    requests = of.bodies(1)
-    done, seen = 0, list[tuple[int, int]]()
-    while done < lookups:
+def _watch_memory(of: Served, lookups: int, keys: Sequence[str], url: str, folder: Path) -> None:
+    requests, row = of.bodies(1), serve_memory.expected_at(url, keys)
+
+    def ask() -> int:
         result = measure(of.port, requests, MEMORY_SECONDS, folder, path=of.path)
-        verify(of.name, result, requests, expected)
-        done += result["requests"]
-        seen.append((done, resident_of(of.pid)))
-    counts, sizes = np.array(seen, np.float64)[len(seen) // 2 :].T
-    slope = np.polyfit(counts, sizes, 1)[0] if counts.size > 1 else math.nan
-    print(
-        f"memory of the API over {done:,} lookups: {seen[0][1] / 2**20:.1f} MiB after the first {seen[0][0]:,}, "
-        f"{max(size for _, size in seen) / 2**20:.1f} MiB at most; {slope:.3f} bytes a lookup over the second half"
-    )
+        for sample in result["samples"]:
+            [key] = json.loads(requests[int(sample[0])])["entities"]["origin"]
+            verify(of.name, result | {"samples": [sample]}, requests, {key: row(sample[1], key)})
+        return int(result["requests"])
+
+    serve_memory.watch(ask, of.pid, lookups)
 
 
 def _measure_wide(
