@@ -14,6 +14,8 @@ MOST_NAMES = 16_384
 
 Wanted = Sequence[tuple[str, Sequence[str]]]
 """Views, each with canonical keys."""
+Values = list[bytes | None]
+"""What is stored under keys, in their order; None where nothing is."""
 
 
 def mget(names: Sequence[bytes]) -> bytes:

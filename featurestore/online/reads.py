@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.online.names import Wanted
+from featurestore.online.names import Values, Wanted
 from featurestore.online.store import OnlineStore
 from featurestore.telemetry import STORE_HEDGES
-
-Values = list[bytes | None]
 
 CONNECTIONS = 8
 """To the primary. All but the first lie idle until answers are overdue."""

@@ -17,12 +17,11 @@ from functools import partial
 from itertools import chain, repeat
 from typing import Any, cast
 
-from hiredis import pack_command
 from redis import exceptions as redis_errors
 
 from featurestore.online.keys import Keyspace
-from featurestore.online.names import Names, Wanted, mget
-from featurestore.online.wire import Replies, Wire
+from featurestore.online.names import Names, Values, Wanted, mget
+from featurestore.online.wire import Replies, Wire, pack, required
 from featurestore.telemetry import STORE_VALUES, get_logger
 
 KEPT_SECONDS = 60.0
@@ -38,14 +37,11 @@ is spared gives that back. When so many more were tracked than spared, few are t
 SAMPLE_EVERY = 16
 """Of the reads then, to see whether that is still so."""
 
-_pack: Any = pack_command
-_GREETING = _pack((b"HELLO", b"3")) + _pack((b"CLIENT", b"TRACKING", b"ON", b"OPTIN"))
-_TRACK_NEXT = _pack((b"CLIENT", b"CACHING", b"YES"))
-_PING = _pack((b"PING",))
+_GREETING = pack((b"HELLO", b"3")) + pack((b"CLIENT", b"TRACKING", b"ON", b"OPTIN"))
+_TRACK_NEXT = pack((b"CLIENT", b"CACHING", b"YES"))
+_PING = pack((b"PING",))
 _read, _kept = (STORE_VALUES.labels(how).inc for how in ("read", "kept"))
 _log = get_logger(__name__)
-
-Found = list[bytes | None]
 
 
 class KeptValues:
@@ -64,7 +60,7 @@ class KeptValues:
         self._taken = 0
         self._credit, self._reads = CREDIT, 0
 
-    def of(self, wanted: Wanted) -> Found:
+    def of(self, wanted: Wanted) -> Values:
         """In order; None for what is not kept."""
         nothing: dict[str, bytes] = {}
         each = (map(self._values.get(view_id, nothing).get, keys, repeat(None)) for view_id, keys in wanted)
@@ -140,7 +136,7 @@ class TrackedReads:
         self._replies: Replies | None = None
         self._kept = KeptValues(keyspace, 0)
 
-    async def read(self, wanted: Wanted) -> Found:
+    async def read(self, wanted: Wanted) -> Values:
         """The value of each key, as the server had it when it replied. Raises as `Wire.ask` does."""
         replies = await self._wire.connected()
         kept = self._of(replies)
@@ -153,7 +149,8 @@ class TrackedReads:
         if absent:
             await self._fill(values, absent, replies, kept, wanted)
         else:
-            _require(await replies.send(_PING, 1))
+            [pong] = await replies.send(_PING, 1)
+            required(pong)
         if kept.changes != changes:
             absent += await self._renew(values, set(absent), replies, kept, wanted)
         kept.spared(len(values) - len(absent))
@@ -168,23 +165,25 @@ class TrackedReads:
             replies.send(_GREETING, 2, self._kept.greeted).add_done_callback(_heard)
         return self._kept
 
-    async def _ask(self, replies: Replies, kept: KeptValues, wanted: Wanted) -> Found:
+    async def _ask(self, replies: Replies, kept: KeptValues, wanted: Wanted) -> Values:
         command = mget(self._names.of(wanted))
         count = sum(len(keys) for _, keys in wanted)
         if not kept.worth(count):
-            return cast(Found, _require(await replies.send(command, 1)))
+            [found] = await replies.send(command, 1)
+            return cast(Values, required(found))
         arrived = partial(kept.put, wanted, asyncio.get_running_loop().time())
-        return cast(Found, _require(await replies.send(_TRACK_NEXT + command, 2, arrived)))
+        _, found = await replies.send(_TRACK_NEXT + command, 2, arrived)
+        return cast(Values, required(found))
 
     async def _fill(
-        self, values: Found, places: Sequence[int], replies: Replies, kept: KeptValues, wanted: Wanted
+        self, values: Values, places: Sequence[int], replies: Replies, kept: KeptValues, wanted: Wanted
     ) -> None:
         found = await self._ask(replies, kept, _part(wanted, places))
         for place, value in zip(places, found, strict=True):
             values[place] = value
 
     async def _renew(
-        self, values: Found, asked: set[int], replies: Replies, kept: KeptValues, wanted: Wanted
+        self, values: Values, asked: set[int], replies: Replies, kept: KeptValues, wanted: Wanted
     ) -> list[int]:
         """Something changed while a reply was awaited: takes what is kept now, and reads what is not. Returns the
         places of that."""
@@ -212,14 +211,6 @@ def _part(wanted: Wanted, places: Sequence[int]) -> Wanted:
             chosen.append((view_id, [keys[place - first] for place in places[start:stop]]))
         first += len(keys)
     return chosen
-
-
-def _require(replies: Sequence[Any]) -> Any:
-    """The last of them. Raises an error reply."""
-    reply = replies[-1]
-    if isinstance(reply, redis_errors.RedisError):
-        raise reply
-    return reply
 
 
 def _why_not(hello: Any, tracking: Any) -> str:

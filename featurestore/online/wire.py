@@ -21,12 +21,19 @@ Command = Sequence[bytes | str | int]
 Arrived = Callable[[Sequence[Any]], None]
 """Called with replies before anything that the server sent after them is looked at."""
 
-_pack: Any = pack_command  # declared as taking a tuple of one word
+pack: Any = pack_command  # declared as taking a tuple of one word
 _PARTIAL = object()
 ROOM_BYTES = 1 << 18
 """Read at a time, at most."""
 READER_BYTES = 1 << 21
 """The parser keeps a buffer of so much. By itself it lets go of one above 16 KiB, and grows it anew for each reply."""
+
+
+def required(reply: Any) -> Any:
+    """Raises an error reply."""
+    if isinstance(reply, redis_errors.RedisError):
+        raise reply
+    return reply
 
 
 class Wire:
@@ -44,14 +51,12 @@ class Wire:
 
     async def ask(self, *words: bytes | str | int) -> Any:
         """The reply to one command. Raises what the Redis client raises, and an error reply."""
-        return await self.ask_packed(_pack(words))
+        return await self.ask_packed(pack(words))
 
     async def ask_packed(self, command: bytes) -> Any:
         """As `ask`, for a command in the form in which it is sent."""
         [reply] = await self._send(command, 1)
-        if isinstance(reply, redis_errors.RedisError):
-            raise reply
-        return reply
+        return required(reply)
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands, sent in one go, in order. An error reply stands in its place.
@@ -59,15 +64,12 @@ class Wire:
         Where the server says nothing for too long the connection is given up, with all who wait: answers come in
         order, so theirs would be later still.
         """
-        return await self._send(b"".join(map(_pack, commands)), len(commands)) if commands else []
+        return await self._send(b"".join(map(pack, commands)), len(commands)) if commands else []
 
     async def at_once(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands between which the server serves nobody else. Raises an error reply."""
         *_, replies = await self.exchange([("MULTI",), *commands, ("EXEC",)])
-        for reply in replies if isinstance(replies, list) else [replies]:
-            if isinstance(reply, redis_errors.RedisError):
-                raise reply
-        return list(replies)
+        return list(map(required, replies if isinstance(replies, list) else [replies]))
 
     async def close(self) -> None:
         if self._opening is not None:

@@ -9,7 +9,8 @@ from featurestore.clock import Clock
 from featurestore.errors import StoreRefused, Unavailable
 from featurestore.monitor.freshness import FreshnessBoard
 from featurestore.online.keys import MAX_KEY_BYTES, encode_keys
-from featurestore.online.reads import OVERDUE_SECONDS, Reads, Values
+from featurestore.online.names import Values
+from featurestore.online.reads import OVERDUE_SECONDS, Reads
 from featurestore.serving.answers import Answer, Block
 from featurestore.serving.batches import Slice, Waiting, grouped, scattered, shared_reads, slices_of, without_nulls
 from featurestore.serving.breaker import SLOW_SECONDS, Breaker

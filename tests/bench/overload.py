@@ -39,13 +39,6 @@ SETTLE_SECONDS = 1.5
 FACTOR = 10
 BUDGET_SECONDS, UNBOUNDED = 0.1, 60.0
 """Of our API, and of the bare handler, which refuses nobody: its answers count however late they are."""
-SERVE = """
-import sys
-from featurestore.config import load_settings
-from featurestore.serving.server import serve
-serve(load_settings(redis=sys.argv[1], lake=sys.argv[2]), "127.0.0.1", int(sys.argv[3]))
-"""
-"""With the limits that a user has."""
 CLASSES = ["critical", "normal", "normal", "normal", "batch"]
 PEAK_CONNECTIONS = (16, 32, 64)
 
@@ -177,7 +170,7 @@ def main() -> None:
         serve.fill_bare(server.url, expected)
         port, of_bare = free_ports(2)
         words = [server.url, str(folder / "lake"), str(port)]
-        served = stack.enter_context(serve.process(sys.executable, "-c", SERVE, *words, cpu=0))
+        served = stack.enter_context(serve.process(sys.executable, "-c", serve.SERVE, *words, cpu=0))
         words = [str(server.port), str(of_bare)]
         bare = stack.enter_context(serve.process(sys.executable, "-m", "tests.bench.bare_asgi", *words, cpu=0))
         stack.enter_context(serve.beating(server.url))

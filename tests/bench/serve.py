@@ -62,8 +62,9 @@ SERVE = """
 import sys
 from featurestore.config import load_settings
 from featurestore.serving.server import serve
-serve(load_settings(redis=sys.argv[1], lake=sys.argv[2], lookup_wait_ms=10_000), "127.0.0.1", int(sys.argv[3]))
+serve(load_settings(redis=sys.argv[1], lake=sys.argv[2]), "127.0.0.1", int(sys.argv[3]))
 """
+WAIT_MS = 10_000
 """Sixteen requests of 500 entities are more than a slow machine answers in the 50 ms that a lookup waits by default."""
 
 
@@ -282,7 +283,7 @@ def main() -> None:
         os.sched_setaffinity(server.pid, {(os.cpu_count() or 1) - 1})
         ours, forgetful, bare, theirs = free_ports(4)
         lake = str(folder / "lake")
-        os.environ["FS_LOOKUP_KERNEL"] = chosen.kernel
+        os.environ["FS_LOOKUP_KERNEL"], os.environ["FS_LOOKUP_WAIT_MS"] = chosen.kernel, str(WAIT_MS)
         served = stack.enter_context(process(sys.executable, "-c", SERVE, server.url, lake, str(ours), cpu=0))
         os.environ["FS_REMEMBERED_BYTES"] = "0"
         again = stack.enter_context(process(sys.executable, "-c", SERVE, server.url, lake, str(forgetful), cpu=0))

@@ -126,9 +126,9 @@ async def reading(server: RedisServer, user: str = "") -> AsyncIterator[OnlineSt
         yield store
 
 
-async def filled(server: RedisServer, **options: int) -> None:
+async def filled(server: RedisServer, ttl_ms: int | None = None) -> None:
     async with OnlineStore.connect(server.url) as store:
-        await store.write(VIEW, ["a", "b"], [packed(1, 1), packed(1, 2)], ttl_ms=options.get("ttl_ms"))
+        await store.write(VIEW, ["a", "b"], [packed(1, 1), packed(1, 2)], ttl_ms=ttl_ms)
 
 
 async def times_kept(store: OnlineStore, reads: int) -> float:
